@@ -1,0 +1,46 @@
+"""The directory's narrow seam: who serves what, as signed, sequenced, expiring offers.
+
+Implementations: `dht.kademlia` (over the libp2p host) and `dht.memory`. Both pass tests/dht/test_directory_contract.py.
+A directory returns only offers that it has verified: signature by the peer named in them, not expired, not
+superseded, within the limits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from paceline.wire.offers import Offer
+
+
+class Directory(Protocol):
+    """A view of the swarm that is fresh within an offer's short lifetime."""
+
+    def run(self) -> AbstractAsyncContextManager[None]:
+        """Join the swarm through the configured bootstrap members, and keep the view fresh during the block.
+
+        Raises PeerUnavailable where bootstrap members were given and none answers within the deadline.
+        """
+        ...
+
+    async def announce(self, offer: Offer) -> None:
+        """Sign and publish the node's own newest offer; replaces the previous one, and is republished before it
+        expires only by the next call (the node's announce loop owns the rhythm).
+        """
+        ...
+
+    async def withdraw(self) -> None:
+        """Publish that the node is gone, as far as it can be told within a second."""
+        ...
+
+    async def offers(self, model: str | None = None) -> Sequence[Offer]:
+        """Verified live offers with a service of `model` (a model name, or a revision in hex), newest per peer.
+
+        None: all. Served from a warm view where there is one; the first call of a fresh client asks its members.
+        """
+        ...
+
+    def statistics(self) -> dict[str, int]:
+        """Counters: offers known, accepted, and rejected by reason."""
+        ...
