@@ -276,7 +276,9 @@ Message = (
     | BlockPiece
 )
 
-SessionMessage = OpenStage | StageOpened | Prompt | CloseStage | TokenEvent | StageError | Frame | NextToken | Nack | FencedBy
+SessionMessage = (
+    OpenStage | StageOpened | Prompt | CloseStage | TokenEvent | StageError | Frame | NextToken | Nack | FencedBy
+)
 """Messages that belong to one session: all have `session` and `epoch`."""
 
 PROTOCOL_VERSION = 1
