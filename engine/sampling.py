@@ -1,0 +1,136 @@
+"""From logits to a token: greedy, filters, penalties, and the inverse-CDF pick. Knows tensors, and no sessions or models.
+
+Order of operations, as in transformers: repetition, frequency and presence penalties, stop-id mask, temperature,
+top-k, top-p, min-p. The pick goes over the kept tokens sorted by (probability descending, id ascending), so that one
+draw gives one token. Log probabilities are of the raw logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from paceline.engine.draw import uniform
+from paceline.engine.shard import Sampled, SampleRequest
+from paceline.wire.sampling import SamplingParams
+
+_FIRST_LOOK = 512
+"""Tokens sorted before all of them are: nearly every draw falls among them, and sorting a vocabulary costs 3 ms."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Tokens that may be drawn, most likely first, with their unnormalised cumulative weights (float64)."""
+
+    ids: Tensor
+    cumulative: Tensor
+    mass: float
+
+    def pick(self, u: float) -> int:
+        """The token whose slice of the cumulative distribution holds `u` in ``[0, 1)``."""
+        at = int(torch.searchsorted(self.cumulative, u * self.mass, right=True))
+        return int(self.ids[min(at, len(self.ids) - 1)])
+
+
+def sample_rows(logits: Tensor, requests: Sequence[SampleRequest]) -> list[Sampled | None]:
+    """One token per row of `logits` ``[B, vocab]``; None for a row that is not finite. `logits` is not modified."""
+    best = logits.argmax(dim=-1)
+    peaks = torch.stack((logits.gather(1, best[:, None])[:, 0].double(), best.double())).tolist()
+    rows = zip(requests, *peaks, strict=True)
+    finite = float("-inf"), float("inf")
+    return [
+        _one(logits[at], request, int(token)) if finite[0] < peak < finite[1] else None
+        for at, (request, peak, token) in enumerate(rows)
+    ]
+
+
+def _one(row: Tensor, request: SampleRequest, best: int) -> Sampled:
+    params = request.params
+    plain = not (params.needs_history or _masked(request))
+    if params.greedy and plain:
+        token = best
+    else:
+        scores = row.float() if plain else penalised(row, request)
+        token = int(scores.argmax()) if params.greedy else draw(scores, params, request.index)
+    if params.logprobs < 0:
+        return Sampled(token)
+    raw = torch.log_softmax(row.double(), dim=-1)
+    ids = _descending(row.float(), params.logprobs)[1] if params.logprobs else row.new_empty(0, dtype=torch.long)
+    top = tuple(zip(ids.tolist(), raw[ids].tolist(), strict=True))
+    return Sampled(token, float(raw[token]), top)
+
+
+def draw(scores: Tensor, params: SamplingParams, index: int) -> int:
+    """Draw log index `index` from `scores` ``[vocab]`` with temperature > 0."""
+    u = uniform(params.seed, index)
+    if not params.top_k:
+        kept = kept_tokens(scores, params, _FIRST_LOOK, u)
+        if kept is not None:
+            return kept.pick(u)
+    kept = kept_tokens(scores, params)
+    assert kept is not None
+    return kept.pick(u)
+
+
+def kept_tokens(scores: Tensor, params: SamplingParams, look: int = 0, u: float = 0.0) -> Kept | None:
+    """The tokens that temperature and filters leave. With `look`, only that many are sorted, and the answer is None
+    where they do not settle the draw `u`."""
+    peak = scores.max().double()
+    values, ids = _descending(scores, params.top_k or look or len(scores))
+    weights = ((values.double() - peak) / params.temperature).exp()
+    cumulative = weights.cumsum(0)
+    total = float(cumulative[-1])
+    if not params.top_k and len(ids) < len(scores):
+        total = float(((scores.double() - peak) / params.temperature).exp().sum())
+        if not _settled(params, cumulative, weights, total, u):
+            return None
+    keep = len(ids)
+    if params.top_p < 1.0:
+        keep = min(keep, int(((cumulative - weights) < params.top_p * total).sum()))
+    if params.min_p > 0.0:
+        keep = min(keep, int((weights >= params.min_p).sum()))
+    keep = max(keep, 1)
+    open_ended = params.top_p == 1.0 and params.min_p == 0.0
+    return Kept(ids[:keep], cumulative[:keep], total if open_ended else float(cumulative[keep - 1]))
+
+
+def _settled(params: SamplingParams, cumulative: Tensor, weights: Tensor, total: float, u: float) -> bool:
+    if params.top_p == 1.0 and params.min_p == 0.0:
+        return float(cumulative[-1]) > u * total
+    return float(cumulative[-1]) >= params.top_p * total or float(weights[-1]) < params.min_p
+
+
+def penalised(row: Tensor, request: SampleRequest) -> Tensor:
+    """Logits ``[vocab]`` after penalties and the stop-id mask, as a new float32 tensor."""
+    params, scores = request.params, row.float().clone()
+    if params.repetition_penalty != 1.0 and len(request.history):
+        seen = torch.tensor(request.history, device=row.device).unique()
+        was = scores[seen]
+        scores[seen] = torch.where(was < 0, was * params.repetition_penalty, was / params.repetition_penalty)
+    generated = request.history[request.prompt_length :]
+    if (params.frequency_penalty or params.presence_penalty) and len(generated):
+        ids, counts = torch.tensor(generated, device=row.device).unique(return_counts=True)
+        scores[ids] -= counts * params.frequency_penalty + params.presence_penalty
+    masked = _masked(request)
+    if masked:
+        scores[list(masked)] = float("-inf")
+    return scores
+
+
+def _masked(request: SampleRequest) -> tuple[int, ...]:
+    params = request.params
+    return params.stop_ids if request.index - request.prompt_length < params.min_tokens else ()
+
+
+def _descending(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The `k` largest ``(values, ids)``, equal values by ascending id (topk alone leaves their order open)."""
+    if k >= len(scores):
+        values, ids = scores.sort(descending=True, stable=True)
+        return values, ids
+    least = scores.topk(k).values[-1]
+    near = (scores >= least).nonzero()[:, 0]
+    values, order = scores[near].sort(descending=True, stable=True)
+    return values[:k], near[order[:k]]
