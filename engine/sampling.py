@@ -1,4 +1,4 @@
-"""From logits to a token: greedy, filters, penalties, and the inverse-CDF pick. Knows tensors, and no sessions or models.
+"""From logits to a token: greedy, filters, penalties, inverse-CDF pick. Knows tensors, and no sessions or models.
 
 Order of operations, as in transformers: repetition, frequency and presence penalties, stop-id mask, temperature,
 top-k, top-p, min-p. The pick goes over the kept tokens sorted by (probability descending, id ascending), so that one
@@ -7,6 +7,7 @@ draw gives one token. Log probabilities are of the raw logits.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -107,13 +108,14 @@ def penalised(row: Tensor, request: SampleRequest) -> Tensor:
     """Logits ``[vocab]`` after penalties and the stop-id mask, as a new float32 tensor."""
     params, scores = request.params, row.float().clone()
     if params.repetition_penalty != 1.0 and len(request.history):
-        seen = torch.tensor(request.history, device=row.device).unique()
+        seen = torch.tensor(sorted(set(request.history)), device=row.device)
         was = scores[seen]
         scores[seen] = torch.where(was < 0, was * params.repetition_penalty, was / params.repetition_penalty)
     generated = request.history[request.prompt_length :]
     if (params.frequency_penalty or params.presence_penalty) and len(generated):
-        ids, counts = torch.tensor(generated, device=row.device).unique(return_counts=True)
-        scores[ids] -= counts * params.frequency_penalty + params.presence_penalty
+        counts = Counter(generated)
+        amount = [n * params.frequency_penalty + params.presence_penalty for n in counts.values()]
+        scores[list(counts)] -= torch.tensor(amount, device=row.device)
     masked = _masked(request)
     if masked:
         scores[list(masked)] = float("-inf")
