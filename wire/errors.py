@@ -39,9 +39,13 @@ class Malformed(ProtocolViolation):
 
 
 class OfferRejected(ProtocolViolation):
-    """A forged, stale, expired or oversized offer."""
+    """A forged, stale, expired or oversized offer. `reason` is one word, for counters (listed in dht/offers.py)."""
 
     code = "offer_rejected"
+
+    def __init__(self, message: str, *, reason: str = "", cure: str = "", peer: str = "") -> None:
+        super().__init__(message, cure=cure, peer=peer)
+        self.reason = reason
 
 
 class CorruptBlock(ProtocolViolation):
@@ -108,6 +112,12 @@ class Fenced(Refused):
     """A newer epoch owns the session: this owner, or this route, has been replaced."""
 
     code = "fenced"
+
+
+class JournalShort(Refused):
+    """A stage's journal no longer reaches back to what a replacement needs: the owner falls to the next repair tier."""
+
+    code = "journal_short"
 
 
 class InvalidRequest(PacelineError):

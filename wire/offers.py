@@ -14,6 +14,7 @@ from paceline.wire.ids import Span
 from paceline.wire.messages import Layer, PeerAddress, PeerText, RevisionBytes, ShortText
 
 Seconds = Annotated[float, Meta(ge=0.0, le=1e9)]
+UnixSeconds = Annotated[float, Meta(ge=0.0, le=1e11)]
 Count = Annotated[int, Meta(ge=0, lt=1 << 62)]
 
 
@@ -64,8 +65,8 @@ class Offer(Struct, frozen=True, array_like=True):
 
     at: PeerAddress
     sequence: Count
-    issued_at: Seconds
-    expires_at: Seconds
+    issued_at: UnixSeconds
+    expires_at: UnixSeconds
     services: Annotated[tuple[Service, ...], Meta(max_length=limits.MAX_SPANS_PER_OFFER)]
     state: Literal["joining", "serving", "draining"] = "serving"
     rtts: Annotated[tuple[tuple[PeerText, Seconds], ...], Meta(max_length=limits.MAX_NEAR_PEERS)] = ()
