@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from dht_making import NOW, offer, person, service, signed, with_body
 from hypothesis import given
 from hypothesis import strategies as st
-from dht_making import NOW, offer, person, service, signed, with_body
 
 from paceline.dht import offers
 from paceline.wire import limits
