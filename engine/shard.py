@@ -124,8 +124,13 @@ class Shard(Protocol):
         """Positions that can still be reserved."""
         ...
 
-    def open(self, key: Key, max_positions: int) -> None:
-        """Reserve KV for a session. Raises Overloaded where there is no room, ContextOverflow past the model's."""
+    def open(self, key: Key, max_positions: int, span: Span | None = None) -> None:
+        """Reserve KV for a session. Raises Overloaded where there is no room, ContextOverflow past the model's.
+
+        `span`: the part of the shard's span that this session uses (None: all of it); layers outside it are not run,
+        and embedding, norm and LM head only where it begins at 0 or ends at the last layer. Raises ValueError where
+        it is not inside the shard's span.
+        """
         ...
 
     def close(self, key: Key) -> None:

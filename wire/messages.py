@@ -83,7 +83,8 @@ class OpenStage(Struct, frozen=True, array_like=True, tag=1):
 
     `lengths` is the clock the epoch starts from: stage k holds KV for ``lengths[k]`` positions once it has cropped
     (0 for a replacement). A stage sends downstream from position ``lengths[index + 1]`` on. `known` tokens of the
-    log are the owner's already: the tail samples after position q only where q + 1 ≥ known.
+    log are the owner's already, `prompt_length` of them its prompt: the tail samples after position q only where
+    q + 1 ≥ known.
     `max_positions`: the session ends ("length") when the log has this many tokens; KV is reserved for it.
     `chunk`: positions per prefill frame. `shadow`: this process is a standby of the stage, and sends nothing on.
     """
@@ -96,6 +97,7 @@ class OpenStage(Struct, frozen=True, array_like=True, tag=1):
     route: Route
     lengths: Lengths
     known: PositionInt
+    prompt_length: PositionInt
     max_positions: PositionInt
     sampling: SamplingParams
     chunk: Annotated[int, Meta(ge=1, le=limits.MAX_FRAME_POSITIONS)] = 512
@@ -104,19 +106,24 @@ class OpenStage(Struct, frozen=True, array_like=True, tag=1):
 
 
 class StageOpened(Struct, frozen=True, array_like=True, tag=2):
-    """The stage has installed `epoch`; its KV now holds `length` positions."""
+    """The stage that begins at `layer` has installed `epoch`; its KV now holds `length` positions."""
 
     session: SessionBytes
+    layer: Layer
     epoch: U64
-    index: StageIndex
     length: PositionInt
     shadow: bool = False
 
 
 class Prompt(Struct, frozen=True, array_like=True, tag=3):
-    """Token ids ``log[start : start + len(ids)]``. To the head as input, to the tail as history for penalties."""
+    """Token ids ``log[start : start + len(ids)]``. To the head as input, to the tail as history for penalties.
+
+    Like every message that is addressed to one stage, it names the stage by `layer`, the first layer of its span:
+    stable over changes of route, and one process may ride a ring twice.
+    """
 
     session: SessionBytes
+    layer: Layer
     epoch: U64
     branch: U32
     start: PositionInt
@@ -156,8 +163,8 @@ class StageError(Struct, frozen=True, array_like=True, tag=6):
     """
 
     session: SessionBytes
+    layer: Layer
     epoch: U64
-    index: StageIndex
     code: Annotated[str, Meta(max_length=64)]
     message: FreeText
     accused: Annotated[str, Meta(max_length=128)] = ""
@@ -168,11 +175,12 @@ class StageError(Struct, frozen=True, array_like=True, tag=6):
 
 class Frame(Struct, frozen=True, array_like=True, tag=7):
     """Activations of positions ``[start, start + n)``; payload: ``n × hidden`` numbers of `dtype`, row-major,
-    little-endian. `tag` leads the revision. `lengths`: the clock of stages up to the sender, as differences to
-    ``start + n``.
+    little-endian, about to enter layer `layer`. `revision_tag` leads the revision. `lengths`: the clock of the stages
+    up to the sender, as differences to ``start + n``.
     """
 
     session: SessionBytes
+    layer: Layer
     revision_tag: RevisionTag
     epoch: U64
     branch: U32
@@ -195,9 +203,14 @@ class NextToken(Struct, frozen=True, array_like=True, tag=8):
 
 
 class Nack(Struct, frozen=True, array_like=True, tag=9):
-    """Downstream → upstream: my KV holds `have` positions, send from there. The head's upstream is the owner."""
+    """Consumer → producer: I hold everything below `have`, send from there.
+
+    A stage to its upstream neighbour (`layer`: that neighbour's first layer), a head to the tail or to the owner (whose
+    `layer` is ignored), an owner to the tail for token events.
+    """
 
     session: SessionBytes
+    layer: Layer
     epoch: U64
     branch: U32
     have: PositionInt

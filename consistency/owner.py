@@ -1,0 +1,374 @@
+"""The owner's side of a session, as a pure state machine: opens stages, collects the token log, repairs the ring.
+
+It knows no clock (`now` in seconds is an argument), no socket and no routing: when the ring is broken it asks for a
+route and is given one. The token log it holds is the session; everything else can be rebuilt from it.
+
+=========  ==================================================================================================
+phase      what it waits for, and until when
+=========  ==================================================================================================
+NEW        `install`
+RIDING     the next token, until `progress` runs out (then the same route gets a new epoch)
+BROKEN     `install` or `route_failed`, until `give_up`
+ENDED      nothing
+=========  ==================================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from paceline.consistency.clock import Clock
+from paceline.consistency.effects import Emit, Ended, NeedRoute, OwnerEffect, Send
+from paceline.consistency.invariants import require
+from paceline.consistency.recovery import RepairPlan, Tier, plan, recovery_line
+from paceline.wire.errors import Fenced, PacelineError, SessionLost, from_code
+from paceline.wire.ids import Branch, Epoch, PeerId, Revision, SessionId, epoch_after
+from paceline.wire.messages import (
+    CloseStage,
+    FencedBy,
+    Nack,
+    OpenStage,
+    Prompt,
+    SessionMessage,
+    Stage,
+    StageError,
+    StageOpened,
+    TokenEvent,
+)
+from paceline.wire.sampling import SamplingParams
+from paceline.wire.session import SessionState
+
+FATAL = frozenset({"context_overflow", "invalid_request", "unsupported_model"})
+"""Stage errors that another route would not mend."""
+
+
+class Phase(Enum):
+    NEW = "new"
+    RIDING = "riding"
+    BROKEN = "broken"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerLimits:
+    """Deadlines in seconds. Progress: max(`progress_floor_s`, `progress_factor` × the mean interval of tokens),
+    doubled at each stall in a row; before the first token `first_token_s` + `per_position_s` × prompt.
+    """
+
+    first_token_s: float = 10.0
+    per_position_s: float = 0.05
+    progress_floor_s: float = 3.0
+    progress_factor: float = 10.0
+    give_up_s: float = 60.0
+    retry_route_s: float = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Failover:
+    """One repair, for the audit: at log index `index`, epoch number `epoch`, who was lost, how it was mended."""
+
+    index: int
+    epoch: int
+    lost: tuple[str, ...]
+    reason: str
+    tier: Tier
+    kept: int
+    stall_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a session is asked to generate. `prompt` has at least one id; the log ends at `max_positions` tokens."""
+
+    session: SessionId
+    revision: Revision
+    model: str
+    prompt: tuple[int, ...]
+    max_positions: int
+    sampling: SamplingParams
+    chunk: int = 512
+
+
+class Owner:
+    """See the module's docstring. `owner_tag`: 32 bits that no other owner of this session has."""
+
+    def __init__(self, request: Request, owner_tag: int, now: float, limits: OwnerLimits | None = None) -> None:
+        self.request = request
+        self.limits = limits or OwnerLimits()
+        self.log: list[int] = list(request.prompt)
+        self.route: tuple[Stage, ...] = ()
+        self.epoch = Epoch(0)
+        self.clock = Clock(request.revision, self.epoch, Branch(0), ())
+        self.phase = Phase.NEW
+        self.failovers: list[Failover] = []
+        self.excluded: set[PeerId] = set()
+        self._tag = owner_tag
+        self._opened: set[tuple[int, bool]] = set()
+        self._interval_s = 0.0
+        self._last_token_at = now
+        self._progress_at = now
+        self._retry_at = now
+        self._stalls = 0
+        self._broken: tuple[float, frozenset[PeerId], str] | None = None
+        self._from_tokens = False
+        self._repair: RepairPlan | None = None
+        self._asked_events_at = -1
+
+    @classmethod
+    def resume(cls, state: SessionState, owner_tag: int, now: float, limits: OwnerLimits | None = None) -> Owner:
+        """Take a session over from its exported state: the next `install` fences the previous owner."""
+        prompt = tuple(state.log[: state.prompt_length])
+        request = Request(
+            SessionId(state.session), Revision(state.revision), state.model, prompt, state.max_positions, state.sampling
+        )
+        owner = cls(request, owner_tag, now, limits)
+        owner.log = list(state.log)
+        owner.epoch = Epoch(state.epoch)
+        owner.route = tuple(state.route)
+        return owner
+
+    def export(self) -> SessionState:
+        """Small state from which `resume` goes on, in any process."""
+        r = self.request
+        prompt_length = len(r.prompt)
+        return SessionState(
+            r.session,
+            r.revision,
+            self.epoch,
+            r.model,
+            tuple(self.log),
+            prompt_length,
+            r.max_positions,
+            r.sampling,
+            self.route,
+        )
+
+    @property
+    def generated(self) -> int:
+        return len(self.log) - len(self.request.prompt)
+
+    # --- routes -----------------------------------------------------------------------------------------------
+
+    def install(self, route: Sequence[Stage], now: float) -> list[OwnerEffect]:
+        """Begin a new epoch on `route`: the first, or a repair that keeps the survivors of the last."""
+        if self.phase is Phase.ENDED:
+            return []
+        old, new = self.route, tuple(route)
+        known = len(self.log)
+        repair = plan(old, new, recovery_line(known, len(self.request.prompt)), from_tokens=self._from_tokens)
+        self.epoch = epoch_after(self.epoch, self._tag)
+        self.route, self._repair, self._from_tokens = new, repair, False
+        self.clock = Clock(self.request.revision, self.epoch, Branch(0), repair.lengths)
+        self._opened.clear()
+        self._asked_events_at = -1
+        self.phase = Phase.RIDING
+        self._arm(now, fed=known - min(repair.lengths))
+        effects: list[OwnerEffect] = [Send(peer, self._close()) for peer in self._left_behind(old, new)]
+        for index, stage in enumerate(new):
+            effects.append(Send(stage.at, self._open(index)))
+            effects += [Send(standby, self._open(index, shadow=True)) for standby in stage.standbys]
+        return effects + self._feed(repair.lengths[0])
+
+    def _open(self, index: int, shadow: bool = False) -> OpenStage:
+        r, repair = self.request, self._repair
+        assert repair is not None
+        return OpenStage(
+            r.session,
+            r.revision,
+            self.epoch,
+            0,
+            index,
+            self.route,
+            repair.lengths,
+            len(self.log),
+            len(r.prompt),
+            r.max_positions,
+            r.sampling,
+            r.chunk,
+            shadow,
+        )
+
+    def _feed(self, start: int) -> list[OwnerEffect]:
+        """Token ids: what the head lacks, and the tail's whole history where penalties need it."""
+        session, tail, head = self.request.session, self.route[-1], self.route[0]
+        effects: list[OwnerEffect] = []
+        if self.request.sampling.needs_history and (len(self.route) > 1 or start > 0):
+            history = Prompt(session, tail.start, self.epoch, 0, 0, tuple(self.log))
+            effects += [Send(to, history) for to in (tail.at, *tail.standbys)]
+        ids = Prompt(session, 0, self.epoch, 0, start, tuple(self.log[start:]))
+        return effects + [Send(to, ids) for to in (head.at, *head.standbys)]
+
+    def _left_behind(self, old: Sequence[Stage], new: Sequence[Stage]) -> list[PeerId]:
+        staying = {stage.at.peer for stage in new} | {s.peer for stage in new for s in stage.standbys}
+        gone = {stage.at.peer for stage in old} | {s.peer for stage in old for s in stage.standbys}
+        return [PeerId(peer) for peer in sorted(gone - staying)]
+
+    def route_failed(self, error: PacelineError, now: float) -> list[OwnerEffect]:
+        """No route was found. It is asked for again until `give_up_s` without a token have passed."""
+        if self.phase is not Phase.BROKEN and self.phase is not Phase.NEW:
+            return []
+        if self.phase is Phase.NEW:
+            return self._end(error=error)
+        if now - self._last_token_at >= self.limits.give_up_s:
+            return self._end(error=SessionLost(f"no ring could be built for {self.limits.give_up_s:.0f} s: {error}"))
+        self._retry_at = now + self.limits.retry_route_s
+        return []
+
+    # --- events -----------------------------------------------------------------------------------------------
+
+    def handle(self, sender: PeerId, message: SessionMessage, now: float) -> list[OwnerEffect]:
+        """One message of this session."""
+        if self.phase is Phase.ENDED:
+            return []
+        if isinstance(message, FencedBy):
+            return self._fenced(message)
+        if message.epoch != self.epoch:
+            return []
+        match message:
+            case TokenEvent():
+                return self._token(sender, message, now)
+            case StageOpened():
+                self._opened.add((message.layer, message.shadow))
+                return []
+            case StageError():
+                return self._stage_error(sender, message, now)
+            case Nack():
+                return self._nack(sender, message)
+            case _:
+                return []
+
+    def _token(self, sender: PeerId, m: TokenEvent, now: float) -> list[OwnerEffect]:
+        if self.phase is not Phase.RIDING or sender != self.route[-1].at.peer or m.index < len(self.log):
+            return []
+        if m.index > len(self.log):
+            return self._ask_events()
+        require(3, m.index == len(self.log), "token out of order")
+        self.log.append(m.token)
+        self.clock = self.clock.with_deltas(m.index, m.lengths)
+        self._note_repaired(now)
+        gap = now - self._last_token_at
+        self._interval_s = gap if self.generated <= 2 else 0.8 * self._interval_s + 0.2 * gap
+        self._last_token_at = now
+        self._stalls = 0
+        self._arm(now, fed=0)
+        effects: list[OwnerEffect] = [Emit(m)]
+        return effects + self._end(finish=m.finish) if m.finish else effects
+
+    def _ask_events(self) -> list[OwnerEffect]:
+        if self._asked_events_at == len(self.log):
+            return []
+        self._asked_events_at = len(self.log)
+        tail = self.route[-1]
+        return [Send(tail.at, Nack(self.request.session, tail.start, self.epoch, 0, len(self.log)))]
+
+    def _fenced(self, m: FencedBy) -> list[OwnerEffect]:
+        if m.epoch <= self.epoch:
+            return []
+        return self._end(error=Fenced("another owner has taken this session over"), close=False)
+
+    def _stage_error(self, sender: PeerId, m: StageError, now: float) -> list[OwnerEffect]:
+        if m.code == "journal_short":
+            self._from_tokens = True
+            return self._break(frozenset(), "a journal was short", now)
+        if m.code in FATAL:
+            return self._end(error=from_code(m.code, m.message, peer=sender))
+        lost = PeerId(m.accused) if m.accused else sender
+        if lost not in self._riders():
+            return []
+        return self._break(frozenset({lost}), f"{m.code}: {m.message}", now)
+
+    def _nack(self, sender: PeerId, m: Nack) -> list[OwnerEffect]:
+        """The head (or its shadow) lacks token ids."""
+        head = self.route[0]
+        if m.have >= len(self.log):
+            return []
+        ids = Prompt(self.request.session, 0, self.epoch, 0, m.have, tuple(self.log[m.have :]))
+        return [Send(to, ids) for to in (head.at, *head.standbys) if to.peer == sender]
+
+    def link_lost(self, peer: PeerId, now: float) -> list[OwnerEffect]:
+        """The owner's own link to `peer` fell."""
+        if self.phase in (Phase.NEW, Phase.ENDED) or peer not in self._riders():
+            return []
+        return self._break(frozenset({peer}), "connection lost", now)
+
+    def migrate(self, route: Sequence[Stage], reason: str, now: float) -> list[OwnerEffect]:
+        """Move to a better route while riding: a straggler, a drain. Survivors keep their KV."""
+        if self.phase is not Phase.RIDING:
+            return []
+        self._broken = (now, frozenset(), reason)
+        return self.install(route, now)
+
+    def cancel(self) -> list[OwnerEffect]:
+        """The user is done with it."""
+        return [] if self.phase is Phase.ENDED else self._end(finish="cancelled")
+
+    # --- time -------------------------------------------------------------------------------------------------
+
+    def next_deadline(self) -> float:
+        """When `tick` must be called at the latest (invariant 6: there always is one until the end)."""
+        if self.phase is Phase.BROKEN:
+            return self._retry_at
+        return self._progress_at if self.phase is Phase.RIDING else float("inf")
+
+    def tick(self, now: float) -> list[OwnerEffect]:
+        """Deadlines that have passed."""
+        if self.phase is Phase.BROKEN and now >= self._retry_at:
+            assert self._broken is not None
+            self._retry_at = now + self.limits.give_up_s
+            return [NeedRoute(self._broken[1], self._broken[2])]
+        if self.phase is not Phase.RIDING or now < self._progress_at:
+            return []
+        if now - self._last_token_at >= self.limits.give_up_s:
+            waited = f"{now - self._last_token_at:.1f}"
+            return self._end(error=SessionLost(f"no token for {waited} s over {self._stalls} new epochs"))
+        self._stalls += 1
+        return self._break(frozenset(), "no token before the deadline", now)
+
+    def _arm(self, now: float, fed: int) -> None:
+        """Set the progress deadline: `fed` positions must be prefilled before the next token."""
+        limits = self.limits
+        if self.generated == 0 or fed > 1:
+            wait = limits.first_token_s + limits.per_position_s * fed
+        else:
+            wait = max(limits.progress_floor_s, limits.progress_factor * self._interval_s)
+        self._progress_at = now + wait * 2**self._stalls
+
+    def _break(self, lost: frozenset[PeerId], reason: str, now: float) -> list[OwnerEffect]:
+        since, before = (now, lost) if self._broken is None else (self._broken[0], self._broken[1] | lost)
+        self._broken = (since, before, reason)
+        self.excluded |= lost
+        self.phase = Phase.BROKEN
+        self._retry_at = now + self.limits.give_up_s
+        return [NeedRoute(before, reason)]
+
+    def _note_repaired(self, now: float) -> None:
+        if self._broken is None or self._repair is None:
+            return
+        since, lost, reason = self._broken
+        self._broken = None
+        done = Failover(
+            len(self.log) - 1,
+            self.epoch >> 32,
+            tuple(sorted(lost)),
+            reason,
+            self._repair.tier,
+            self._repair.kept,
+            now - since,
+        )
+        self.failovers.append(done)
+
+    # --- small things -----------------------------------------------------------------------------------------
+
+    def _riders(self) -> set[str]:
+        return {stage.at.peer for stage in self.route}
+
+    def _close(self) -> CloseStage:
+        return CloseStage(self.request.session, self.epoch)
+
+    def _end(self, finish: str = "", error: PacelineError | None = None, close: bool = True) -> list[OwnerEffect]:
+        self.phase = Phase.ENDED
+        peers = sorted(self._riders() | {s.peer for stage in self.route for s in stage.standbys}) if close else []
+        effects: list[OwnerEffect] = [Send(PeerId(peer), self._close()) for peer in peers]
+        return [*effects, Ended(finish, error)]

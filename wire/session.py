@@ -1,0 +1,25 @@
+"""A session as its owner can hand it to another process: small, and all that a resume needs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from paceline.wire import limits
+from paceline.wire.messages import U64, PositionInt, RevisionBytes, SessionBytes, ShortText, Stage
+from paceline.wire.sampling import SamplingParams, TokenId
+
+
+class SessionState(Struct, frozen=True, array_like=True):
+    """`log[:prompt_length]` is the prompt. Whoever holds this may take the session over: keep it secret."""
+
+    session: SessionBytes
+    revision: RevisionBytes
+    epoch: U64
+    model: ShortText
+    log: Annotated[tuple[TokenId, ...], Meta(max_length=limits.MAX_CONTEXT)]
+    prompt_length: PositionInt
+    max_positions: PositionInt
+    sampling: SamplingParams
+    route: tuple[Stage, ...] = ()
