@@ -314,7 +314,7 @@ class StageMachine:
             return effects + self._release()
         last = self._events[-1] if self._events else None
         if sender in self._peers_of(0) and last is not None and last.index == have and not last.finish:
-            token = NextToken(self.session, 0, self.epoch, self.branch, last.index, last.token)
+            token = NextToken(self.session, self.epoch, self.branch, last.index, last.token)
             return [Send(target, token) for target in self._heads() if target.peer == sender]
         return []
 
@@ -416,7 +416,7 @@ class StageMachine:
             self.history.append(drawn.token)
         effects: list[StageEffect] = []
         if not finish:
-            self._withheld = NextToken(self.session, 0, self.epoch, self.branch, index, drawn.token)
+            self._withheld = NextToken(self.session, self.epoch, self.branch, index, drawn.token)
             if not self.orphan:
                 effects = self._release()
         return [*effects, Send(self.owner, event)]
