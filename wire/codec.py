@@ -2,15 +2,19 @@
 
 Layout of one message: ``u32 header length (big-endian) | header (MessagePack) | payload (raw)``.
 `decode` gives a message or raises `Malformed`, for any bytes, in memory bounded by the input's length.
+
+The header is parsed straight into its record, with the record's own limits checked as each array and number is met
+(docs/adr/0003-one-decoder.md). No tree of untyped values is ever built: nested arrays that each declare a great length
+would cost 16,000 times their bytes there.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
-import msgpack
 import msgspec
 
 from paceline.wire import limits
@@ -20,6 +24,7 @@ from paceline.wire.messages import BlockPiece, Frame, Message
 Buffer = bytes | bytearray | memoryview
 
 _LENGTH = struct.Struct(">I")
+_ENCODER = msgspec.msgpack.Encoder()
 _DTYPE_BYTES = {"f32": 4, "f16": 2, "bf16": 2, "i8": 1, "i64": 8}
 
 
@@ -31,8 +36,7 @@ def encode(message: Message, payload: Buffer = b"") -> bytes:
 
 def encode_header(message: msgspec.Struct) -> bytes:
     """The MessagePack array of one tagged record."""
-    packed: bytes = msgpack.packb(msgspec.to_builtins(message, builtin_types=(bytes,)))
-    return packed
+    return _ENCODER.encode(message)
 
 
 def decode(data: Buffer) -> tuple[Message, memoryview]:
@@ -54,10 +58,15 @@ def decode(data: Buffer) -> tuple[Message, memoryview]:
 def decode_header(data: Buffer, kind: Any) -> Any:
     """MessagePack bytes → a validated record of `kind`. Raises Malformed."""
     try:
-        plain = msgpack.unpackb(data, use_list=True, strict_map_key=True, max_ext_len=0)
-        return msgspec.convert(plain, kind, strict=True)
-    except (msgspec.ValidationError, ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        return _decoder(kind).decode(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise Malformed(f"not a message: {error}") from error
+
+
+@cache
+def _decoder(kind: Any) -> msgspec.msgpack.Decoder[Any]:
+    """One compiled decoder for each of the few kinds that cross the wire."""
+    return msgspec.msgpack.Decoder(kind, strict=True)
 
 
 def payload_bytes(frame: Frame) -> int:
