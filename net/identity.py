@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_pem_private_key,
 )
+
 from paceline.wire.errors import InvalidRequest, ProtocolViolation
 from paceline.wire.ids import PeerId
 

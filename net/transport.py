@@ -38,6 +38,13 @@ class Channel(Protocol):
         """True on the side that opened the channel."""
         ...
 
+    @property
+    def bytes_heard(self) -> int:
+        """Bytes that have arrived so far, those of unfinished messages included: a peer that sends one long message
+        over a slow link is not silent.
+        """
+        ...
+
     async def send(self, messages: Sequence[bytes]) -> None:
         """Send messages (each ≤ wire.limits.MAX_MESSAGE_BYTES), coalesced into as few writes as possible."""
         ...

@@ -11,6 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from paceline.net.identity import Identity, IdentityUnreadable, public_key_of, verify
 from paceline.wire.errors import ProtocolViolation
 from paceline.wire.ids import PeerId
