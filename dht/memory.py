@@ -1,7 +1,8 @@
 """A directory inside one process, for tests and simulations: virtual time, the real rules.
 
 All members of a `MemorySwarm` share one book, so what one announces, the others see at once. Offers are signed,
-verified and expired as over a network; only the spreading is missing. `cut` takes a peer off the swarm as a crash would.
+verified and expired as over a network; only the spreading is missing. `cut` takes a peer off the swarm as a crash
+would.
 """
 
 from __future__ import annotations

@@ -112,15 +112,15 @@ class OfferBook:
             return None
         return entry.offer
 
-    def expire(self, now: float) -> list[str]:
-        """Forget what has expired; returns the peers that left the view by it."""
-        gone = [peer for peer, entry in self._entries.items() if entry.offer.expires_at <= now]
-        for peer in gone:
-            del self._entries[peer]
+    def expire(self, now: float) -> list[Offer]:
+        """Forget what has expired; returns the last offers of the peers that left without a word."""
+        gone = [entry.offer for entry in self._entries.values() if entry.offer.expires_at <= now]
+        for offer in gone:
+            del self._entries[offer.peer]
         for peer in [peer for peer, floor in self._floors.items() if floor.until <= now]:
             del self._floors[peer]
         self._bound_floors()
-        return gone
+        return [offer for offer in gone if not offers.is_withdrawal(offer)]
 
     def digest(self, now: float) -> bytes:
         """What this view knows, for another one to compare: 16 bytes per peer, withdrawn ones included."""
