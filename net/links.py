@@ -280,6 +280,9 @@ class Links:
                 channel = await self._transport.dial(to, timeout_s=self._config.dial_timeout_s)
                 try:
                     early = await self._greet(channel)
+                    # A knock of a smaller peer id that we have answered wins, unless it comes to nothing.
+                    while link.knocks and link.peer < self._peer:
+                        await link.knocked.park()
                 except BaseException:
                     await channel.aclose()
                     raise

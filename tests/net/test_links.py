@@ -89,7 +89,7 @@ async def test_messages_arrive_in_order_and_together(autojump_clock: MockClock) 
 
 
 async def test_payload_is_copied_when_sent(autojump_clock: MockClock) -> None:
-    frame = Frame(bytes(16), bytes(4), 1, 0, 0, n=1, dtype="f32", hidden=2)
+    frame = Frame(bytes(16), 3, bytes(4), 1, 0, 0, n=1, dtype="f32", hidden=2)
     async with swarm() as net:
         a, b = await net.peer(A), await net.peer(B)
         buffer = bytearray(b"12345678")
@@ -114,12 +114,15 @@ async def test_inbound_link_is_used_for_the_way_back(autojump_clock: MockClock) 
         assert b.links.peers() == (A,)
 
 
-@pytest.mark.parametrize("delay_s", [0.0, 0.004, 0.01, 0.015, 0.02, 0.025, 0.03, 0.035, 0.045, 0.055])
-async def test_simultaneous_dials_end_in_one_link_and_lose_nothing(autojump_clock: MockClock, delay_s: float) -> None:
+@pytest.mark.parametrize("delay_s", [0.0, 0.004, 0.01, 0.013, 0.02, 0.023, 0.03, 0.033, 0.036, 0.046, 0.056])
+@pytest.mark.parametrize("back_s", [0.01, 0.013])
+async def test_simultaneous_dials_end_in_one_link_and_lose_nothing(
+    autojump_clock: MockClock, delay_s: float, back_s: float
+) -> None:
     async with swarm() as net:
         a, b = await net.peer(A), await net.peer(B)
-        net.network.set_latency(A, B, 0.01, back_s=0.013)
-        for first, second in ((a, b), (b, a)):
+        net.network.set_latency(A, B, 0.01, back_s=back_s)
+        for first, second in ((a, b), (b, a)) * 10:
             for peer in (a, b):
                 peer.links.close(A)
                 peer.links.close(B)
@@ -265,9 +268,7 @@ async def test_malformed_peer_ends_its_own_link_only(autojump_clock: MockClock, 
         await b.links.connect(a.address, 1)
         raw = await Raw(net.network, C).channel(a.address)
         await raw.send([codec.encode(StatusRequest(1)), junk, codec.encode(StatusRequest(2))])
-        with pytest.raises(PeerUnavailable):
-            while True:
-                await raw.receive()
+        await trio.sleep(0.1)
         assert a.numbers() == [1]
         assert a.links.statistics().malformed == 1
         assert [peer for _, peer, _ in a.lost] == [C]

@@ -22,8 +22,8 @@ def test_silence_is_noticed_within_deadline_and_two_ticks(before: list[float], f
     assert config.silence_s <= bound <= config.silence_max_s
     while not live.tick(now):
         now += config.tick_s
-        assert now - began <= bound + 2 * config.tick_s
-    assert now - began >= bound
+        assert now - began <= bound + 2 * config.tick_s + 1e-6
+    assert now - began >= bound - 1e-6
 
 
 @given(stall=st.floats(5.0, 1e6))
