@@ -72,7 +72,7 @@ class Links:
     `on_message(peer, message, payload)` and `on_lost(peer, error)` are plain functions. Messages of one peer come in
     order; those that arrived together are delivered without a checkpoint between them. `on_message` may raise
     ProtocolViolation: the link ends. `on_lost` is called once whenever a link ends or a dial fails; what was queued is
-    dropped then, and what was sent may not have arrived.
+    dropped then, and what was sent may not have arrived. `on_up` is called whenever a link comes up.
     """
 
     def __init__(
@@ -82,8 +82,10 @@ class Links:
         on_lost: OnLost = lambda peer, error: None,
         config: LinksConfig | None = None,
         now: Callable[[], float] = trio.current_time,
+        on_up: Callable[[PeerId], None] = lambda peer: None,
     ) -> None:
         self._transport = transport
+        self._on_up = on_up
         self._peer = PeerId(transport.address.peer)
         self._on_message = on_message
         self._on_lost = on_lost
@@ -133,6 +135,14 @@ class Links:
                 return
             link = self._dial(to)
         link.put(message, payload)
+
+    def want(self, to: PeerAddress) -> None:
+        """Dial in the background where there is no link, so that a later `send` finds one. Never blocks, never raises."""
+        peer = PeerId(to.peer)
+        cooling = self._cooling.get(peer)
+        idle = self._nursery is not None and peer != self.peer and peer not in self._links
+        if idle and (cooling is None or self._now() >= cooling.until):
+            self._dial(to)
 
     def reply(self, peer: PeerId, message: Message, payload: Buffer = b"") -> bool:
         """Queue one message on an existing link. False where there is none. Raises Overloaded."""
@@ -304,6 +314,7 @@ class Links:
     async def _serve(self, link: Link, channel: Channel, early: Sequence[Buffer]) -> None:
         # `dialled` wakes a held knock, which must find the link UP: nothing may checkpoint before serve() says so.
         link.dialled.set()
+        self._on_up(link.peer)
         await link.serve(channel, early)
 
     async def _greet(self, channel: Channel) -> Sequence[Buffer]:

@@ -1,0 +1,160 @@
+"""A node at work: one nursery over links, directory, stage loop and announce loop.
+
+Built from parts that are already real or in-memory (`node.daemon` builds the real ones); knows no file, model or port.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from typing import Any, get_args
+
+import msgspec
+import trio
+
+from paceline.consistency.effects import Send
+from paceline.dht.directory import Directory
+from paceline.net.links import Links, LinksConfig
+from paceline.net.transport import Transport
+from paceline.node.blocks import BlockSource, NoBlocks, answer
+from paceline.node.config import NodeConfig
+from paceline.node.engine_thread import EngineThread
+from paceline.node.offering import Offering
+from paceline.node.services import LoadedService
+from paceline.node.sessions import SessionTable
+from paceline.node.stage_loop import StageLoop
+from paceline.wire.errors import PacelineError
+from paceline.wire.ids import PeerId
+from paceline.wire.messages import BlockRequest, Message, OpenStage, PeerAddress, SessionMessage, Status, StatusRequest
+
+SESSION_MESSAGES = get_args(SessionMessage)
+
+
+class Node:
+    """`details`: extra facts for the status (device, counters of the transport). `services` are loaded and measured."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        directory: Directory,
+        services: list[LoadedService],
+        config: NodeConfig | None = None,
+        *,
+        blocks: BlockSource | None = None,
+        details: Callable[[], dict[str, Any]] = dict,
+        unix_time: Callable[[], float],
+        links: LinksConfig | None = None,
+    ) -> None:
+        self.config = config or NodeConfig()
+        self.directory = directory
+        self.links = Links(transport, self._on_message, self._on_lost, links or LinksConfig(), on_up=self._on_up)
+        self.me = PeerId(transport.address.peer)
+        self.engine = EngineThread()
+        self.table = SessionTable(self.me, services, self._send, self.config.journal_bytes)
+        self.loop = StageLoop(
+            self.table, self.engine, most_positions=self.config.most_positions, orphan_s=self.config.orphan_s
+        )
+        self.offering = Offering(self, unix_time)
+        self._blocks = blocks or NoBlocks()
+        self._details = details
+        self._leaving = trio.Event()
+
+    # --- messages -----------------------------------------------------------------------------------------------
+
+    def _on_message(self, peer: PeerId, message: Message, payload: memoryview) -> None:
+        if isinstance(message, SESSION_MESSAGES):
+            if isinstance(message, OpenStage):
+                self._warm_up(message)
+            self.loop.post(peer, message, payload)
+        elif isinstance(message, StatusRequest):
+            self.links.reply(peer, Status(message.request, msgspec.json.encode(self.status())))
+        elif isinstance(message, BlockRequest):
+            self.links.reply(peer, *answer(self._blocks, message))
+
+    def _warm_up(self, m: OpenStage) -> None:
+        """Dial the neighbours that this stage will send to, while the prompt is still being computed elsewhere."""
+        following = m.route[(m.index + 1) % len(m.route)]
+        for to in (following.at, *following.standbys):
+            self.links.want(to)
+
+    def _on_lost(self, peer: PeerId, error: PacelineError) -> None:
+        self.loop.link_lost(peer)
+
+    def _on_up(self, peer: PeerId) -> None:
+        self.loop.link_up(peer)
+
+    def _send(self, effect: Send) -> None:
+        if isinstance(effect.to, PeerAddress):
+            self.links.send(effect.to, effect.message, effect.payload)
+        else:
+            self.links.reply(effect.to, effect.message, effect.payload)
+
+    # --- life ---------------------------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until `leave` was called and the drain is over, or until cancelled."""
+        async with AsyncExitStack() as stack:
+            stack.callback(self.engine.close)
+            await stack.enter_async_context(self.links.run())
+            await stack.enter_async_context(self.directory.run())
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.loop.run)
+                await nursery.start(self.offering.run)
+                task_status.started()
+                await self._leaving.wait()
+                await self._drain()
+                nursery.cancel_scope.cancel()
+
+    def leave(self) -> None:
+        """Begin the drain: no new sessions, let the present ones finish or move, then end."""
+        self._leaving.set()
+
+    async def _drain(self) -> None:
+        self.table.draining = True
+        await self.offering.announce_leaving()
+        await self._empty_within(self.config.drain_s)
+        if len(self.table):
+            self.loop.send_away()
+            await self._empty_within(self.config.drain_s)
+        await self.directory.withdraw()
+        await self.links.flush(1.0)
+
+    async def _empty_within(self, seconds: float) -> None:
+        with trio.move_on_after(seconds):
+            while len(self.table):
+                await trio.sleep(0.05)
+
+    # --- status -------------------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """The account behind `paceline status`. Keys are stable; sizes in bytes, times in seconds."""
+        steps, holds = self.loop.statistics, self.table.holds
+        return {
+            "peer": self.me,
+            "agent": self.config.agent,
+            "state": "draining" if self.table.draining else "serving",
+            "services": [
+                {
+                    "model": s.model,
+                    "revision": s.revision.hex(),
+                    "span": str(s.shard.span),
+                    "layers": s.shard.shape.layers,
+                    "numerics": s.shard.numerics,
+                    "decode_s": s.measured.decode_s,
+                    "prefill_s_per_position": s.measured.prefill_s_per_position,
+                    "kv_free": s.shard.kv_free,
+                    "sessions": self.table.of_service(s),
+                    "shadow": s.shadow,
+                }
+                for s in self.table.services
+            ],
+            "sessions": len(self.table),
+            "journal_bytes": self.table.journal_bytes(),
+            "engine": msgspec.to_builtins(steps),
+            "holds_dropped": holds.dropped,
+            "counters": dict(self.table.counters),
+            "links": msgspec.to_builtins(self.links.statistics()),
+            "rtt_s": {peer: self.links.rtt_s(peer) for peer in self.links.peers()},
+            "directory": self.directory.statistics(),
+            **self._details(),
+        }

@@ -1,0 +1,52 @@
+"""The announce loop: what the node offers now, signed afresh well before the last offer expires."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import trio
+
+from paceline.wire.offers import Offer
+
+if TYPE_CHECKING:
+    from paceline.node.node import Node
+
+
+class Offering:
+    """`unix_time`: seconds since the epoch; offers are compared across machines."""
+
+    def __init__(self, node: Node, unix_time: Callable[[], float]) -> None:
+        self._node = node
+        self._unix_time = unix_time
+        self._sequence = 0
+
+    def offer(self, leaving: bool = False) -> Offer:
+        """The present offer. Sequence numbers grow across restarts, since they follow the wall clock (µs)."""
+        node = self._node
+        now = self._unix_time()
+        self._sequence = max(self._sequence + 1, int(now * 1e6))
+        rtts = [(peer, node.links.rtt_s(peer)) for peer in node.links.peers()]
+        near = sorted(((peer, rtt) for peer, rtt in rtts if rtt is not None), key=lambda pair: pair[1])
+        return Offer(
+            at=node.links.address,
+            sequence=self._sequence,
+            issued_at=now,
+            expires_at=now + node.config.offer_s,
+            services=tuple(s.offered(node.table.of_service(s)) for s in node.table.services),
+            state="draining" if leaving else "serving",
+            rtts=tuple(near[: node.config.near_peers]),
+            agent=node.config.agent,
+        )
+
+    async def announce_leaving(self) -> None:
+        """Tell the swarm that no new sessions are taken."""
+        await self._node.directory.announce(self.offer(leaving=True))
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Announce now and every `announce_s`; started once the first announcement is out."""
+        await self._node.directory.announce(self.offer())
+        task_status.started()
+        while True:
+            await trio.sleep(self._node.config.announce_s)
+            await self._node.directory.announce(self.offer(leaving=self._node.table.draining))

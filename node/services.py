@@ -1,0 +1,45 @@
+"""What a node serves: loaded spans, each a shard with its model's name, revision and measured speed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from paceline.engine.shard import Shard
+from paceline.wire.ids import Revision, Span
+from paceline.wire.offers import Measured, Service
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedService:
+    """One loaded span. `shadow`: spare capacity, offered as a standby for somebody else's span."""
+
+    model: str
+    revision: Revision
+    shard: Shard
+    measured: Measured
+    shadow: bool = False
+
+    def offered(self, sessions: int) -> Service:
+        """As it is announced now."""
+        shape, span = self.shard.shape, self.shard.span
+        return Service(
+            model=self.model,
+            revision=self.revision,
+            start=span.start,
+            end=span.end,
+            layers=shape.layers,
+            hidden=shape.hidden,
+            numerics=self.shard.numerics,
+            measured=self.measured,
+            kv_free=self.shard.kv_free,
+            max_context=shape.max_context,
+            sessions=sessions,
+            shadow=self.shadow,
+        )
+
+
+def serving(services: Sequence[LoadedService], revision: bytes, span: Span) -> LoadedService | None:
+    """The service that can run `span` of `revision`: the one with the fewest other layers."""
+    able = [s for s in services if s.revision == revision and s.shard.span.covers(span)]
+    return min(able, key=lambda s: len(s.shard.span), default=None)

@@ -1,0 +1,278 @@
+"""All sessions of a node: which machine a message belongs to, and what its effects do to KV and links.
+
+Knows machines, shards and holds; knows no clock, thread or socket. It is called between two engine steps only, so KV
+operations never race with a forward pass.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from paceline.consistency.effects import CropKv, FreeKv, Send, StageEffect, Violation
+from paceline.consistency.stage import Drawn, Input, StageMachine
+from paceline.engine.shard import Activations, Output, SampleRequest, Work
+from paceline.node.services import LoadedService, serving
+from paceline.wire import limits
+from paceline.wire.codec import Buffer
+from paceline.wire.errors import Draining, Overloaded, PacelineError, Refused, WrongRevision
+from paceline.wire.ids import PeerId, Span
+from paceline.wire.messages import CloseStage, FencedBy, NextToken, OpenStage, SessionMessage, StageError
+
+StageKey = tuple[bytes, int]
+"""(session, first layer): stable over changes of route."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A message whose epoch this node has not been configured for yet."""
+
+    peer: PeerId
+    message: SessionMessage
+    payload: Buffer
+
+
+@dataclass(slots=True)
+class Holds:
+    """Bounded: the oldest are dropped, and the protocol asks for them again (invariant 7)."""
+
+    most: int = limits.MAX_HELD_FRAMES
+    most_bytes: int = limits.MAX_HELD_BYTES
+    dropped: int = 0
+    _held: deque[Held] = field(default_factory=deque)
+    _bytes: int = 0
+
+    def keep(self, held: Held) -> None:
+        """Hold one message, dropping the oldest where there is no room."""
+        self._held.append(held)
+        self._bytes += len(held.payload)
+        while len(self._held) > self.most or self._bytes > self.most_bytes:
+            self._bytes -= len(self._held.popleft().payload)
+            self.dropped += 1
+
+    def release(self, session: bytes) -> list[Held]:
+        """Take out all that is held for a session, oldest first."""
+        mine = [held for held in self._held if held.message.session == session]
+        if mine:
+            self._held = deque(held for held in self._held if held.message.session != session)
+            self._bytes = sum(len(held.payload) for held in self._held)
+        return mine
+
+
+@dataclass(slots=True)
+class Riding:
+    """One machine with its shard."""
+
+    machine: StageMachine
+    service: LoadedService
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One engine step: works of one shard, and whose they are."""
+
+    service: LoadedService
+    riders: tuple[tuple[StageKey, Riding, Input], ...]
+    works: tuple[Work, ...]
+
+
+class SessionTable:
+    """See the module's docstring. `send` performs a Send effect and never blocks."""
+
+    def __init__(
+        self,
+        me: PeerId,
+        services: Sequence[LoadedService],
+        send: Callable[[Send], None],
+        journal_bytes: int,
+    ) -> None:
+        self.me = me
+        self.services = list(services)
+        self.counters: Counter[str] = Counter()
+        self.holds = Holds()
+        self.draining = False
+        self._send = send
+        self._journal_bytes = journal_bytes
+        self._riding: dict[StageKey, Riding] = {}
+        self._turn: deque[StageKey] = deque()
+
+    def __len__(self) -> int:
+        return len(self._riding)
+
+    def of_service(self, service: LoadedService) -> int:
+        """Sessions that ride this service."""
+        return sum(riding.service is service for riding in self._riding.values())
+
+    def journal_bytes(self) -> int:
+        """Held by all journals together."""
+        return sum(riding.machine.journal.nbytes for riding in self._riding.values())
+
+    def owners(self) -> dict[StageKey, PeerId]:
+        """Who owns each session here."""
+        return {key: riding.machine.owner for key, riding in self._riding.items()}
+
+    # --- messages -------------------------------------------------------------------------------------------
+
+    def handle(self, peer: PeerId, message: SessionMessage, payload: Buffer = b"") -> None:
+        """One message of a session, from an authenticated peer."""
+        if isinstance(message, OpenStage):
+            self._open(peer, message)
+        elif isinstance(message, CloseStage):
+            for key in [key for key in self._riding if key[0] == message.session]:
+                self._deliver(key, peer, message, payload)
+        elif not isinstance(message, FencedBy):
+            layer = 0 if isinstance(message, NextToken) else message.layer
+            self._deliver((message.session, layer), peer, message, payload)
+
+    def _deliver(self, key: StageKey, peer: PeerId, message: SessionMessage, payload: Buffer) -> None:
+        riding = self._riding.get(key)
+        effects = None if riding is None else riding.machine.handle(peer, message, payload)
+        if riding is None or effects is None:
+            self.holds.keep(Held(peer, message, payload))
+        else:
+            self._perform(key, riding, effects)
+
+    def _open(self, peer: PeerId, m: OpenStage) -> None:
+        mine = m.route[m.index] if m.index < len(m.route) else None
+        if mine is None or mine.end <= mine.start:
+            self.counters["violations"] += 1
+            return
+        key = (m.session, mine.start)
+        riding = self._riding.get(key)
+        if riding is not None and riding.machine.end != mine.end and m.epoch > riding.machine.epoch:
+            self._perform(key, riding, riding.machine.free())
+            riding = None
+        if riding is None:
+            try:
+                riding = self._admit(key, m, mine.span)
+            except PacelineError as error:
+                refusal = StageError(m.session, mine.start, m.epoch, error.code, error.message)
+                self._send(Send(peer, refusal))
+                return
+        self._perform(key, riding, riding.machine.handle(peer, m) or [])
+        for held in self.holds.release(m.session):
+            self.handle(held.peer, held.message, held.payload)
+
+    def _admit(self, key: StageKey, m: OpenStage, span: Span) -> Riding:
+        service = serving(self.services, m.revision, span)
+        if service is None:
+            raise self._why_not(m.revision, span)
+        if self.draining:
+            raise Draining("this node is leaving and takes no new sessions")
+        service.shard.open(key, m.max_positions, span)
+        machine = StageMachine(self.me, m, service.shard.shape.hidden, self._journal_bytes)
+        riding = Riding(machine, service)
+        self._riding[key] = riding
+        self._turn.append(key)
+        return riding
+
+    def _why_not(self, revision: bytes, span: Span) -> PacelineError:
+        if any(s.revision == revision for s in self.services):
+            return Refused(f"layers {span} are not served here")
+        return WrongRevision(f"revision {revision.hex()[:12]} is not served here")
+
+    # --- links --------------------------------------------------------------------------------------------------
+
+    def link_lost(self, peer: PeerId) -> None:
+        """A link fell: each machine that cares says so to its owner."""
+        for key, riding in list(self._riding.items()):
+            self._perform(key, riding, riding.machine.link_lost(peer))
+
+    def link_up(self, peer: PeerId) -> None:
+        """A link is back."""
+        for key, riding in list(self._riding.items()):
+            self._perform(key, riding, riding.machine.link_up(peer))
+
+    def orphans(self) -> set[StageKey]:
+        """Sessions whose owner's link is down."""
+        return {key for key, riding in self._riding.items() if riding.machine.orphan}
+
+    def abandon(self, keys: Iterable[StageKey]) -> None:
+        """Free sessions whose owner did not come back."""
+        for key in keys:
+            riding = self._riding.get(key)
+            if riding is not None:
+                self.counters["abandoned"] += 1
+                self._perform(key, riding, riding.machine.free())
+
+    def send_away(self) -> None:
+        """Tell every owner that this node is leaving: they reroute, and this stage's journal helps them."""
+        for (session, layer), riding in self._riding.items():
+            machine = riding.machine
+            leaving = StageError(session, layer, machine.epoch, "draining", "this node is leaving")
+            self._send(Send(machine.owner, leaving))
+
+    # --- the engine -----------------------------------------------------------------------------------------------
+
+    def next_batch(self, most_positions: int) -> Batch | None:
+        """Works of one shard, sessions in turn; at most `most_positions`, but at least one work."""
+        service: LoadedService | None = None
+        riders: list[tuple[StageKey, Riding, Input]] = []
+        positions = 0
+        for _ in range(len(self._turn)):
+            key = self._turn[0]
+            self._turn.rotate(-1)
+            riding = self._riding[key]
+            if not riding.machine.has_work or (service is not None and riding.service is not service):
+                continue
+            given = riding.machine.take()
+            if given is None:
+                continue
+            service = riding.service
+            riders.append((key, riding, given))
+            positions += given.n
+            if positions >= most_positions:
+                break
+        if service is None:
+            return None
+        return Batch(service, tuple(riders), tuple(_work(key, riding.machine, given) for key, riding, given in riders))
+
+    def complete(self, batch: Batch, outputs: Sequence[Output]) -> None:
+        """Results of a step, in the batch's order."""
+        for (key, riding, given), output in zip(batch.riders, outputs, strict=True):
+            machine = riding.machine
+            if output.error:
+                self.counters["failed_works"] += 1
+                effects = machine.failed(given, output.error)
+            elif output.activations is not None:
+                effects = machine.done(given, output.activations.data, output.activations.dtype, None)
+            else:
+                drawn = output.sampled
+                told = None if drawn is None else Drawn(drawn.token, drawn.logprob, drawn.top)
+                effects = machine.done(given, b"", "f32", told)
+            self._perform(key, riding, effects)
+
+    # --- effects --------------------------------------------------------------------------------------------------
+
+    def _perform(self, key: StageKey, riding: Riding, effects: Sequence[StageEffect]) -> None:
+        for effect in effects:
+            match effect:
+                case Send():
+                    self._try_send(effect)
+                case CropKv(length):
+                    if length < riding.service.shard.length(key):
+                        riding.service.shard.crop(key, length)
+                case FreeKv():
+                    riding.service.shard.close(key)
+                    self._riding.pop(key, None)
+                    self._turn = deque(k for k in self._turn if k != key)
+                case Violation():
+                    self.counters["violations"] += 1
+
+    def _try_send(self, effect: Send) -> None:
+        try:
+            self._send(effect)
+        except Overloaded:
+            self.counters["outbox_full"] += 1  # the receiver will miss it and ask, or the owner's deadline repairs
+
+
+def _work(key: StageKey, machine: StageMachine, given: Input) -> Work:
+    sample = None
+    if given.sample:
+        history = tuple(machine.history) if machine.config.sampling.needs_history else ()
+        sample = SampleRequest(machine.config.sampling, given.end, history, machine.config.prompt_length)
+    if given.ids:
+        return Work(key, given.start, ids=given.ids, sample=sample)
+    rows = Activations(given.n, machine.hidden, given.dtype, given.rows)
+    return Work(key, given.start, activations=rows, sample=sample)

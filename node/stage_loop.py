@@ -1,0 +1,103 @@
+"""A node's stage loop: receive, decide, batch, run, send. It owns the session table; nobody else touches it.
+
+Messages are queued by `post` and looked at between two steps of the engine, all of those that have come, so that
+sessions whose frames arrive together leave together.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import trio
+
+from paceline.node.engine_thread import EngineThread
+from paceline.node.sessions import Batch, SessionTable, StageKey
+from paceline.wire.codec import Buffer
+from paceline.wire.errors import InternalError
+from paceline.wire.ids import PeerId
+from paceline.wire.messages import SessionMessage
+
+
+@dataclass(slots=True)
+class StepStatistics:
+    """Since the start: engine steps, works (sessions × steps), positions, and seconds in the engine."""
+
+    steps: int = 0
+    works: int = 0
+    positions: int = 0
+    busy_s: float = 0.0
+
+
+class StageLoop:
+    """See the module's docstring. `orphan_s`: how long a session outlives its owner's link."""
+
+    def __init__(
+        self,
+        table: SessionTable,
+        engine: EngineThread,
+        *,
+        most_positions: int = 512,
+        orphan_s: float = 10.0,
+    ) -> None:
+        self.table = table
+        self.statistics = StepStatistics()
+        self._engine = engine
+        self._most_positions = most_positions
+        self._orphan_s = orphan_s
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._bell = trio.Event()
+        self._orphan_since: dict[StageKey, float] = {}
+
+    def post(self, peer: PeerId, message: SessionMessage, payload: Buffer) -> None:
+        """A message has arrived."""
+        self._soon(partial(self.table.handle, peer, message, payload))
+
+    def link_lost(self, peer: PeerId) -> None:
+        """A link fell."""
+        self._soon(partial(self.table.link_lost, peer))
+
+    def link_up(self, peer: PeerId) -> None:
+        """A link came up."""
+        self._soon(partial(self.table.link_up, peer))
+
+    def send_away(self) -> None:
+        """Ask all owners to go on without this node."""
+        self._soon(self.table.send_away)
+
+    def _soon(self, call: Callable[[], None]) -> None:
+        self._inbox.append(call)
+        self._bell.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            while self._inbox:
+                self._inbox.popleft()()
+            self._sweep(trio.current_time())
+            batch = self.table.next_batch(self._most_positions)
+            if batch is not None:
+                await self._step(batch)
+                continue
+            if not self._inbox:
+                self._bell = trio.Event()
+                with trio.move_on_after(self._orphan_s / 4):
+                    await self._bell.wait()
+
+    async def _step(self, batch: Batch) -> None:
+        began = trio.current_time()
+        outputs = await self._engine.run(batch.service.shard.step, batch.works)
+        if len(outputs) != len(batch.works):
+            raise InternalError(f"the shard answered {len(outputs)} of {len(batch.works)} works")
+        self.statistics.steps += 1
+        self.statistics.works += len(batch.works)
+        self.statistics.positions += sum(work.n for work in batch.works)
+        self.statistics.busy_s += trio.current_time() - began
+        self.table.complete(batch, outputs)
+
+    def _sweep(self, now: float) -> None:
+        orphans = self.table.orphans()
+        self._orphan_since = {key: self._orphan_since.get(key, now) for key in orphans}
+        self.table.abandon([key for key, since in self._orphan_since.items() if now - since >= self._orphan_s])
