@@ -1,0 +1,126 @@
+"""What a ring costs: the one formula that routing minimises, and the estimates shown beside it.
+
+Knows measured capability and latencies. Refuses to know how rings are searched.
+
+Time per token of a ring with stages 1 … S, stage k running ``n_k`` of the ``N_k`` layers of its service::
+
+    T = Σ_k load_k · (fixed_k + decode_k · n_k / N_k)  +  load_S · head_S        compute
+      + Σ_k penalty_k                                                           stragglers, expected recovery
+      + Σ_{k<S} (one_way(k, k+1) + frame_bytes / uplink_k)                       forward hops
+      + one_way(S, 1)                                                           the token's way back to the head
+
+A hop inside one peer costs nothing. The client is not in the loop, so its latency is in the time to first token only.
+
+- ``load_k = 1 + sessions · max(decode_extra / decode, 5 %)``: what joining the sessions already there costs us if all
+  of them are in the same batch. The 5 % keep clients with the same view from all choosing the same replica.
+- ``penalty_k``: optional, additive, seconds per token: a straggler's measured excess over its offer, plus expected
+  recovery ``failure rate × repair time × token time``.
+- Time to first token: every chunk of the prompt crosses all stages as a pipeline, so the first chunk pays each stage
+  and hop once and the others wait for the slowest step only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from paceline.routing.latency import Floats, Ints
+from paceline.routing.view import ServiceTable
+
+FRAME_OVERHEAD_BYTES = 160
+"""Header, length prefix and Noise tags of one frame."""
+
+NUMBER_BYTES = 4
+"""Activations travel as f32 unless a wire dtype was certified for the model."""
+
+GUESS_UPLINK_BYTES_PER_S = 2.5e6
+"""20 Mbit/s: an ordinary home uplink, for nodes that did not measure theirs."""
+
+MIN_EXTRA_SHARE = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class CostTerms:
+    """Optional additive terms, per peer id.
+
+    `straggler_s`: measured excess per token over what the peer offered (sliding p95 less the prediction).
+    `failures_per_s`: observed rate at which the peer falls out of rings. `repair_s`: what one repair costs.
+    `token_s`: the token time against which failures per second become failures per token.
+    """
+
+    straggler_s: Mapping[str, float] = field(default_factory=dict)
+    failures_per_s: Mapping[str, float] = field(default_factory=dict)
+    repair_s: float = 2.0
+    token_s: float = 0.1
+
+    def penalty_s(self, peer: str) -> float:
+        """Seconds per token that `peer` is charged on top."""
+        return self.straggler_s.get(peer, 0.0) + self.failures_per_s.get(peer, 0.0) * self.repair_s * self.token_s
+
+
+@dataclass(frozen=True, eq=False)
+class StageCosts:
+    """Columns of length n, seconds: a stage of m layers of service i computes ``entry + m · per_layer`` (+ `tail`).
+
+    `upload`: sending one decode frame. `prefill`: per position and layer. `load`: the factor already inside the others.
+    """
+
+    per_layer: Floats
+    entry: Floats
+    tail: Floats
+    upload: Floats
+    prefill: Floats
+    uplink: Floats
+
+
+def stage_costs(table: ServiceTable, terms: CostTerms) -> StageCosts:
+    """The cost model's columns for every service of a revision."""
+    decode, prefill, fixed, extra, head, uplink = table.measured.T
+    span = np.maximum(table.end - table.start, 1).astype(np.float64)
+    share = np.divide(extra, decode, out=np.zeros_like(extra), where=decode > 0.0)
+    load = 1.0 + table.sessions * np.maximum(share, MIN_EXTRA_SHARE)
+    uplink = np.where(uplink > 0.0, uplink, GUESS_UPLINK_BYTES_PER_S)
+    penalty = _penalties(table, terms)
+    return StageCosts(
+        per_layer=load * decode / span,
+        entry=load * fixed + penalty,
+        tail=load * head,
+        upload=frame_bytes(table.hidden, 1) / uplink,
+        prefill=load * prefill / span,
+        uplink=uplink,
+    )
+
+
+def frame_bytes(hidden: int | Ints, positions: int) -> Floats:
+    """Bytes of a frame of `positions` activations of width `hidden`."""
+    return np.asarray(hidden, dtype=np.float64) * (NUMBER_BYTES * positions) + FRAME_OVERHEAD_BYTES
+
+
+def time_to_first_token(
+    prompt: int,
+    chunk: int,
+    prefill_s: Sequence[float],
+    entry_s: Sequence[float],
+    hop_s: Sequence[float],
+    position_hop_s: Sequence[float],
+    tail_s: float,
+    client_s: tuple[float, float, float],
+) -> float:
+    """Estimated seconds from the client's call to its first token.
+
+    Per stage: `prefill_s` per position, `entry_s` per frame. Per forward hop: `hop_s` latency, `position_hop_s`
+    transfer per position. `client_s`: opening the session everywhere, client → head, tail → client.
+    """
+    first = min(prompt, chunk)
+    others = -(-prompt // chunk) - 1
+    steps = [entry + first * each for entry, each in zip(entry_s, prefill_s, strict=True)]
+    transfers = [first * each for each in position_hop_s]
+    return sum(client_s) + sum(steps) + sum(hop_s) + sum(transfers) + others * max([*steps, *transfers]) + tail_s
+
+
+def _penalties(table: ServiceTable, terms: CostTerms) -> Floats:
+    if not terms.straggler_s and not terms.failures_per_s:
+        return np.zeros(len(table))
+    return np.array([terms.penalty_s(address.peer) for address in table.addresses], dtype=np.float64)

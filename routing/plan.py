@@ -1,0 +1,137 @@
+"""What is asked of routing, and what it answers: RingRequest, RingPlan, and the plan in words.
+
+Knows values only. Refuses to know how a ring is found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from paceline.routing.cost import CostTerms
+from paceline.wire import limits
+from paceline.wire.ids import Span
+from paceline.wire.messages import PeerAddress, Stage
+
+
+@dataclass(frozen=True, slots=True)
+class RingRequest:
+    """Constraints and sizes of one session.
+
+    `positions`: KV the session will need, prompt and answer together. `numerics`: the class the ring must have; None
+    takes the cheapest single class; `mix_numerics` allows stages of different classes, which gives up bit-exact
+    repair. `trusted`: the only peers allowed, None for all. `chunk`: positions per prefill frame.
+    """
+
+    revision: bytes
+    positions: int = 1
+    prompt: int = 1
+    numerics: str | None = None
+    mix_numerics: bool = False
+    trusted: frozenset[str] | None = None
+    excluded: frozenset[str] = frozenset()
+    max_stages: int = limits.MAX_STAGES
+    chunk: int = 512
+    terms: CostTerms = field(default_factory=CostTerms)
+
+    def __post_init__(self) -> None:
+        if self.max_stages < 1 or self.chunk < 1 or self.prompt < 1 or self.positions < 1:
+            raise ValueError("max_stages, chunk, prompt and positions are at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStage:
+    """One stage with its share of the prediction, in seconds per token.
+
+    `compute_s` includes fixed cost, penalties and, at the tail, the head's `tail_s`. `hop_s`: one way to the next
+    stage with `upload_s` in it; the tail's is the way back to the head. `kept`: same peer and span as in the plan this
+    one repairs, so that its KV survives. The rest is kept for repair and for the time to first token.
+    """
+
+    at: PeerAddress
+    span: Span
+    numerics: str
+    compute_s: float
+    tail_s: float
+    hop_s: float
+    upload_s: float
+    entry_s: float
+    prefill_s_per_position: float
+    kept: bool = False
+
+    @property
+    def peer(self) -> str:
+        return self.at.peer
+
+
+@dataclass(frozen=True, slots=True)
+class RingPlan:
+    """A ring and what it is predicted to do. `token_s` is the sum of the stages' `compute_s` and `hop_s`."""
+
+    model: str
+    revision: bytes
+    layers: int
+    stages: tuple[PlannedStage, ...]
+    token_s: float
+    ttft_s: float
+    request: RingRequest
+
+    @property
+    def numerics(self) -> str:
+        """The ring's numerics class, or its classes joined by ``+`` where the request allowed a mix."""
+        return "+".join(sorted({stage.numerics for stage in self.stages}))
+
+    @property
+    def peers(self) -> tuple[str, ...]:
+        return tuple(stage.peer for stage in self.stages)
+
+    def route(self, standbys: Mapping[int, PeerAddress] | None = None) -> tuple[Stage, ...]:
+        """The plan as the wire's route; `standbys` by stage index."""
+        shadows = standbys or {}
+        return tuple(
+            Stage(stage.at, stage.span.start, stage.span.end, (shadows[at],) if at in shadows else ())
+            for at, stage in enumerate(self.stages)
+        )
+
+
+def explain(plan: RingPlan, runner_up: RingPlan | None = None) -> str:
+    """The plan as a table for people: who runs what, where the time goes, and by how much the runner-up loses."""
+    lines = [
+        f"{plan.model} · revision {plan.revision.hex()[:12]} · {plan.numerics} · {len(plan.stages)} "
+        f"{'stage' if len(plan.stages) == 1 else 'stages'}",
+        f"{'':>3} {'peer':<16} {'layers':>9} {'compute ms':>11} {'hop ms':>9}  to",
+    ]
+    for at, stage in enumerate(plan.stages):
+        following = plan.stages[(at + 1) % len(plan.stages)]
+        lines.append(
+            f"{at:>3} {_short(stage.peer):<16} {stage.span!s:>9} {stage.compute_s * 1e3:>11.3f}"
+            f" {stage.hop_s * 1e3:>9.3f}  {_short(following.peer)}{' (kept)' if stage.kept else ''}"
+        )
+    compute, hops = sum(stage.compute_s for stage in plan.stages), sum(stage.hop_s for stage in plan.stages)
+    lines.append(f"{'':>3} {'sum':<16} {'0:' + str(plan.layers):>9} {compute * 1e3:>11.3f} {hops * 1e3:>9.3f}")
+    lines.append(
+        f"predicted {plan.token_s * 1e3:.3f} ms a token ({_rate(plan.token_s)} tokens/s), first token after "
+        f"{plan.ttft_s * 1e3:.0f} ms for {plan.request.prompt} positions"
+    )
+    return "\n".join([*lines, _comparison(plan, runner_up)])
+
+
+def _comparison(plan: RingPlan, runner_up: RingPlan | None) -> str:
+    if runner_up is None:
+        return "chosen because it is the only ring: without any one of its peers no ring is complete"
+    riders = ", ".join(f"{_short(stage.peer)} {stage.span}" for stage in runner_up.stages)
+    loss = runner_up.token_s - plan.token_s
+    compute = sum(s.compute_s for s in runner_up.stages) - sum(s.compute_s for s in plan.stages)
+    share = f" ({100.0 * loss / plan.token_s:.1f} %)" if plan.token_s > 0.0 else ""
+    return (
+        f"chosen because it is the fastest ring; runner-up {riders}: {runner_up.token_s * 1e3:.3f} ms, "
+        f"slower by {loss * 1e3:.3f} ms{share}: compute {compute * 1e3:+.3f} ms, hops {(loss - compute) * 1e3:+.3f} ms"
+    )
+
+
+def _rate(token_s: float) -> str:
+    return f"{1.0 / token_s:.1f}" if token_s > 0.0 else "unbounded"
+
+
+def _short(peer: str) -> str:
+    return peer if len(peer) <= 16 else f"{peer[:6]}…{peer[-8:]}"
