@@ -297,6 +297,24 @@ def _is_broad(handler: ast.ExceptHandler) -> bool:
     return any(kind is None or ast.unparse(kind) in ("Exception", "BaseException") for kind in caught)
 
 
+def test_every_error_has_a_code_of_its_own() -> None:
+    classes = [node for source in sources() for node in ast.walk(source.tree) if isinstance(node, ast.ClassDef)]
+    errors = {"PacelineError"}
+    while more := {c.name for c in classes if {ast.unparse(base) for base in c.bases} & errors} - errors:
+        errors |= more
+    codes = [_own_code(c) for c in classes if c.name in errors]
+    assert None not in codes
+    assert len(set(codes)) == len(codes) == len(errors)
+
+
+def _own_code(error: ast.ClassDef) -> str | None:
+    for node in error.body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if isinstance(node, ast.Assign | ast.AnnAssign) and [ast.unparse(t) for t in targets if t] == ["code"]:
+            return str(ast.literal_eval(node.value)) if node.value else None
+    return None
+
+
 def test_nothing_is_left_for_later() -> None:
     later = re.compile("|".join(("TO" + "DO", "FIX" + "ME", "NotImplemented" + "Error")))
     assert not [

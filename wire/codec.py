@@ -19,7 +19,7 @@ import msgspec
 
 from paceline.wire import limits
 from paceline.wire.errors import Malformed
-from paceline.wire.messages import BlockPiece, Frame, Message
+from paceline.wire.messages import BlockPiece, Frame, Message, OpenStage, Prompt
 
 Buffer = bytes | bytearray | memoryview
 
@@ -51,7 +51,7 @@ def decode(data: Buffer) -> tuple[Message, memoryview]:
         raise Malformed(f"header of {size} bytes in a message of {len(view)}")
     message: Message = decode_header(view[4 : 4 + size], Message)
     payload = view[4 + size :]
-    _check_payload(message, payload)
+    _check(message, payload)
     return message, payload
 
 
@@ -74,15 +74,37 @@ def payload_bytes(frame: Frame) -> int:
     return frame.n * frame.hidden * _DTYPE_BYTES[frame.dtype]
 
 
-def _check_payload(message: Message, payload: memoryview) -> None:
+def _check(message: Message, payload: memoryview) -> None:
+    """What one field's own limits cannot say. Raises Malformed."""
     if isinstance(message, Frame):
         if len(payload) != payload_bytes(message):
             raise Malformed(f"frame promises {payload_bytes(message)} payload bytes and carries {len(payload)}")
-    elif isinstance(message, BlockPiece):
+        _check_positions(message.start, message.n)
+        return
+    if isinstance(message, BlockPiece):
         if len(payload) > limits.MAX_BLOCK_PIECE_BYTES:
             raise Malformed(f"block piece of {len(payload)} bytes is over the limit")
-    elif len(payload):
+        return
+    if len(payload):
         raise Malformed(f"{type(message).__name__} carries {len(payload)} unexpected payload bytes")
+    if isinstance(message, Prompt):
+        _check_positions(message.start, len(message.ids))
+    elif isinstance(message, OpenStage):
+        _check_route(message)
+
+
+def _check_positions(start: int, n: int) -> None:
+    if start + n > limits.MAX_CONTEXT:
+        raise Malformed(f"positions [{start}, {start + n}) pass the limit of {limits.MAX_CONTEXT}")
+
+
+def _check_route(message: OpenStage) -> None:
+    """A ring: spans that follow each other from layer 0, a KV length for each, and a place in it for the receiver."""
+    edges = [0, *(stage.end for stage in message.route)]
+    if any(stage.start != edge or stage.end <= edge for stage, edge in zip(message.route, edges, strict=False)):
+        raise Malformed("route whose spans do not follow each other")
+    if len(message.lengths) != len(message.route) or message.index >= len(message.route):
+        raise Malformed(f"route of {len(message.route)}, {len(message.lengths)} lengths, index {message.index}")
 
 
 def encode_many(messages: Sequence[tuple[Message, Buffer]]) -> list[bytes]:
