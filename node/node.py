@@ -57,6 +57,7 @@ class Node:
         self.offering = Offering(self, unix_time)
         self._blocks = blocks or NoBlocks()
         self._details = details
+        self.ready = trio.Event()
         self._leaving = trio.Event()
 
     # --- messages -----------------------------------------------------------------------------------------------
@@ -91,16 +92,17 @@ class Node:
 
     # --- life ---------------------------------------------------------------------------------------------------
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until `leave` was called and the drain is over, or until cancelled."""
+    async def run(self) -> None:
+        """Serve until `leave` was called and the drain is over, or until cancelled. `ready` is set once announced."""
         async with AsyncExitStack() as stack:
             stack.callback(self.engine.close)
             await stack.enter_async_context(self.links.run())
             await stack.enter_async_context(self.directory.run())
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.loop.run)
-                await nursery.start(self.offering.run)
-                task_status.started()
+                await self.offering.announce()
+                self.ready.set()
+                nursery.start_soon(self.offering.run)
                 await self._leaving.wait()
                 await self._drain()
                 nursery.cancel_scope.cancel()
@@ -111,7 +113,7 @@ class Node:
 
     async def _drain(self) -> None:
         self.table.draining = True
-        await self.offering.announce_leaving()
+        await self.offering.announce()
         await self._empty_within(self.config.drain_s)
         if len(self.table):
             self.loop.send_away()

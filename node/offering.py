@@ -21,7 +21,7 @@ class Offering:
         self._unix_time = unix_time
         self._sequence = 0
 
-    def offer(self, leaving: bool = False) -> Offer:
+    def offer(self) -> Offer:
         """The present offer. Sequence numbers grow across restarts, since they follow the wall clock (µs)."""
         node = self._node
         now = self._unix_time()
@@ -34,19 +34,17 @@ class Offering:
             issued_at=now,
             expires_at=now + node.config.offer_s,
             services=tuple(s.offered(node.table.of_service(s)) for s in node.table.services),
-            state="draining" if leaving else "serving",
+            state="draining" if node.table.draining else "serving",
             rtts=tuple(near[: node.config.near_peers]),
             agent=node.config.agent,
         )
 
-    async def announce_leaving(self) -> None:
-        """Tell the swarm that no new sessions are taken."""
-        await self._node.directory.announce(self.offer(leaving=True))
-
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Announce now and every `announce_s`; started once the first announcement is out."""
+    async def announce(self) -> None:
+        """Publish the present offer."""
         await self._node.directory.announce(self.offer())
-        task_status.started()
+
+    async def run(self) -> None:
+        """Announce every `announce_s`, until cancelled."""
         while True:
             await trio.sleep(self._node.config.announce_s)
-            await self._node.directory.announce(self.offer(leaving=self._node.table.draining))
+            await self.announce()

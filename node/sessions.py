@@ -18,7 +18,17 @@ from paceline.wire import limits
 from paceline.wire.codec import Buffer
 from paceline.wire.errors import Draining, Overloaded, PacelineError, Refused, WrongRevision
 from paceline.wire.ids import PeerId, Span
-from paceline.wire.messages import CloseStage, FencedBy, NextToken, OpenStage, SessionMessage, StageError
+from paceline.wire.messages import (
+    CloseStage,
+    FencedBy,
+    Frame,
+    Nack,
+    NextToken,
+    OpenStage,
+    Prompt,
+    SessionMessage,
+    StageError,
+)
 
 StageKey = tuple[bytes, int]
 """(session, first layer): stable over changes of route."""
@@ -121,9 +131,12 @@ class SessionTable:
         elif isinstance(message, CloseStage):
             for key in [key for key in self._riding if key[0] == message.session]:
                 self._deliver(key, peer, message, payload)
+        elif isinstance(message, NextToken):
+            self._deliver((message.session, 0), peer, message, payload)
+        elif isinstance(message, Frame | Prompt | Nack):
+            self._deliver((message.session, message.layer), peer, message, payload)
         elif not isinstance(message, FencedBy):
-            layer = 0 if isinstance(message, NextToken) else message.layer
-            self._deliver((message.session, layer), peer, message, payload)
+            self.counters["violations"] += 1  # what only owners are sent
 
     def _deliver(self, key: StageKey, peer: PeerId, message: SessionMessage, payload: Buffer) -> None:
         riding = self._riding.get(key)
