@@ -1,0 +1,240 @@
+"""The model store: immutable blocks by hash, manifests by revision, names. Knows files; no tensors, no network.
+
+::
+
+    blocks/<sha256>          immutable, written once, verified on first use in a process
+    manifests/<revision>     canonical bytes of a manifest
+    names/<quoted name>      the revision that a name means here
+
+Every file appears by rename after fsync, so a crash leaves either the whole file or a temporary one that the next
+`Store` over the same root clears. Several processes may use one root.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+import platformdirs
+
+from paceline.store.errors import DiskFull, StoreError
+from paceline.store.manifest import Block, Manifest, decode
+from paceline.wire.errors import CorruptBlock, ModelNotFound
+from paceline.wire.ids import Revision, Span
+
+Progress = Callable[[int, int], None]
+"""Called with ``(done, total)`` bytes of a long operation."""
+
+_PIECE = 4 * 1024 * 1024
+_STALE_S = 24 * 3600.0
+
+
+def default_root() -> Path:
+    """``$PACELINE_HOME/store``, else the platform's user data folder."""
+    home = os.environ.get("PACELINE_HOME")
+    return (Path(home) if home else Path(platformdirs.user_data_dir("paceline"))) / "store"
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """One named model in a store. `present`: bytes of its blocks that are here, of `total`."""
+
+    name: str
+    manifest: Manifest
+    present: int
+    total: int
+
+
+class BlockWriter:
+    """Collects one block in a temporary file; `Store.writer` names it by its hash at the end."""
+
+    def __init__(self, file: int) -> None:
+        self._file = file
+        self._hash = sha256()
+        self.size = 0
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Append. Raises DiskFull."""
+        view = memoryview(data).cast("B")
+        self._hash.update(view)
+        while len(view):
+            view = view[os.write(self._file, view) :]
+        self.size += memoryview(data).nbytes
+
+    @property
+    def block(self) -> Block:
+        """What has been written so far, as a block."""
+        return Block(self._hash.hexdigest(), self.size)
+
+
+class Store:
+    """A folder of models. All methods block; none keeps a file open."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        """Raises StoreError where the root cannot be made."""
+        self.root = root or default_root()
+        self._verified: set[bytes] = set()
+        with _disk_errors(self.root):
+            for folder in ("blocks", "manifests", "names", "temp"):
+                (self.root / folder).mkdir(parents=True, exist_ok=True)
+            self._clear_stale()
+
+    # --- blocks
+
+    def has(self, digest: bytes) -> bool:
+        """True where the block's file is here (not yet verified)."""
+        return self._block_path(digest).exists()
+
+    def path(self, digest: bytes, progress: Progress | None = None) -> Path:
+        """The block's file, verified. Raises ModelNotFound where it is not here, CorruptBlock where it is bad."""
+        path = self._block_path(digest)
+        if not path.exists():
+            raise ModelNotFound(f"block {digest.hex()[:12]} is not in {self.root}", cure="pull the model again")
+        if digest not in self._verified:
+            self._verify(path, digest, progress)
+            self._verified.add(digest)
+        return path
+
+    def read(self, digest: bytes) -> bytes:
+        """A small block's bytes, verified. Raises as `path`."""
+        return self.path(digest).read_bytes()
+
+    def put(self, data: bytes) -> Block:
+        """Store a block. Raises DiskFull."""
+        with self.writer() as writer:
+            writer.write(data)
+        return writer.block
+
+    @contextmanager
+    def writer(self, expect: Block | None = None) -> Iterator[BlockWriter]:
+        """Write a block piece by piece; it exists once the ``with`` body has ended without an exception.
+
+        With `expect`, anything else than that block is refused with CorruptBlock.
+        """
+        with _disk_errors(self.root), self._temporary() as (handle, temporary):
+            writer = BlockWriter(handle)
+            yield writer
+            if expect is not None and writer.block != expect:
+                raise CorruptBlock(f"wanted block {expect.hash[:12]}, got {writer.block.hash[:12]}")
+            target = self._block_path(writer.block.digest)
+            os.fsync(handle)
+            os.replace(temporary, target)
+            _sync_folder(target.parent)
+            self._verified.add(writer.block.digest)
+
+    def remove_corrupt(self, digest: bytes) -> None:
+        """Forget a block that failed verification, so that it can be fetched again."""
+        self._verified.discard(digest)
+        self._block_path(digest).unlink(missing_ok=True)
+
+    def missing(self, manifest: Manifest, span: Span | None = None) -> list[Block]:
+        """Blocks of `manifest` (or of serving one span of it) that are not here."""
+        return [block for block in (*manifest.blocks(span), *manifest.texts()) if not self.has(block.digest)]
+
+    # --- manifests and names
+
+    def put_manifest(self, manifest: Manifest, *, name: bool = True) -> Revision:
+        """Store a manifest and, with `name`, let its name mean this revision."""
+        revision, data = manifest.revision, manifest.encode()
+        self._write(self.root / "manifests" / revision.hex(), data)
+        if name:
+            self._write(self._name_path(manifest.name), revision.hex().encode())
+        return revision
+
+    def manifest(self, which: str | Revision) -> Manifest:
+        """By name, by revision, or by the hexadecimal of one. Raises ModelNotFound, CorruptBlock."""
+        path = self.root / "manifests" / (self._resolve(which) if isinstance(which, str) else which.hex())
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError as error:
+            shown = which if isinstance(which, str) else which.hex()
+            raise ModelNotFound(f"model {shown!r} is not in {self.root}", cure=f"try: paceline pull {shown}") from error
+        if sha256(data).hexdigest() != path.name:
+            raise CorruptBlock(f"manifest {path.name[:12]} does not have the hash it is named by")
+        return decode(data)
+
+    def list(self) -> list[Listing]:
+        """The named models, by name."""
+        return [self._listing(unquote(path.name)) for path in sorted((self.root / "names").iterdir())]
+
+    def _listing(self, name: str) -> Listing:
+        manifest = self.manifest(name)
+        blocks = {block.hash: block for block in (*manifest.blocks(), *manifest.texts())}.values()
+        present = sum(block.size for block in blocks if self.has(block.digest))
+        return Listing(name, manifest, present, sum(block.size for block in blocks))
+
+    def _resolve(self, which: str) -> str:
+        name = self._name_path(which)
+        if name.exists():
+            return name.read_text().strip()
+        return which if len(which) == 64 and which.isalnum() else "absent"
+
+    # --- files
+
+    def _block_path(self, digest: bytes) -> Path:
+        return self.root / "blocks" / digest.hex()
+
+    def _name_path(self, name: str) -> Path:
+        return self.root / "names" / (quote(name, safe="").replace(".", "%2E") or "%00")
+
+    def _verify(self, path: Path, digest: bytes, progress: Progress | None) -> None:
+        hasher, done, total = sha256(), 0, path.stat().st_size
+        with path.open("rb") as file:
+            while piece := file.read(_PIECE):
+                hasher.update(piece)
+                done += len(piece)
+                if progress is not None:
+                    progress(done, total)
+        if hasher.digest() != digest:
+            raise CorruptBlock(f"block {path.name[:12]} on disk is damaged", cure="pull the model again")
+
+    def _write(self, target: Path, data: bytes) -> None:
+        with _disk_errors(self.root), self._temporary() as (handle, temporary):
+            os.write(handle, data)
+            os.fsync(handle)
+            os.replace(temporary, target)
+            _sync_folder(target.parent)
+
+    @contextmanager
+    def _temporary(self) -> Iterator[tuple[int, str]]:
+        handle, temporary = tempfile.mkstemp(dir=self.root / "temp")
+        try:
+            yield handle, temporary
+        finally:
+            os.close(handle)
+            Path(temporary).unlink(missing_ok=True)
+
+    def _clear_stale(self) -> None:
+        """Remove what a crash left behind; a day's grace, because another process may be writing."""
+        files = [(path, path.stat().st_mtime) for path in (self.root / "temp").iterdir()]
+        newest = Path(tempfile.mkstemp(dir=self.root / "temp")[1])
+        now = newest.stat().st_mtime
+        newest.unlink()
+        for path, modified in files:
+            if now - modified > _STALE_S:
+                path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _disk_errors(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(f"no room left in {root}", cure="free some space, or set PACELINE_HOME elsewhere") from error
+        raise StoreError(f"{root}: {error.strerror or error}", cure="check the folder, or set PACELINE_HOME") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
