@@ -279,14 +279,18 @@ def test_files_open_with_what_they_know() -> None:
 
 
 def test_broad_except_lives_at_one_named_boundary() -> None:
-    broad = []
-    for source in sources():
-        for node in ast.walk(source.tree):
-            if isinstance(node, ast.ExceptHandler) and _is_broad(node):
-                named = source.room == "net" and "noqa: BLE001" in source.text.splitlines()[node.lineno - 1]
-                broad.append((source.where, node.lineno, named))
-    assert not [f"{where}:{line}" for where, line, named in broad if not named]
-    assert len({where for where, _, _ in broad}) <= 1, "the boundary is one file"
+    """Net may translate whatever a library raises; one file of it may also swallow, and says so on the line."""
+    broad = [
+        (source, node)
+        for source in sources()
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.ExceptHandler) and _is_broad(node)
+    ]
+    assert not [f"{source.where}:{node.lineno}" for source, node in broad if source.room != "net"]
+    swallow = [(source, node) for source, node in broad if not isinstance(node.body[-1], ast.Raise)]
+    unnamed = [(s, n) for s, n in swallow if "noqa: BLE001" not in s.text.splitlines()[n.lineno - 1]]
+    assert not [f"{source.where}:{node.lineno}" for source, node in unnamed]
+    assert len({source.where for source, _ in swallow}) <= 1, "the boundary is one file"
 
 
 def _is_broad(handler: ast.ExceptHandler) -> bool:
