@@ -27,6 +27,9 @@ for at most its offer's lifetime plus this, whatever its clock said (12 s + 3 s 
 MAX_SIGNED_BYTES = limits.MAX_OFFER_BYTES + 128
 """An encoded SignedOffer: the body, 64 bytes of signature and MessagePack's own few."""
 
+MAX_OFFERS_PER_S = 250.0
+"""Offers of a whole swarm in one second, when all announce at `pace` (about 0.2 ms each to check)."""
+
 _DOMAIN = b"paceline/offer/1\x00"
 """Prefixed to what is signed, so that a signature made for anything else never passes for an offer."""
 
@@ -96,6 +99,14 @@ def stamp(offer: Offer, now: float, lifetime_s: float, *, after: int = 0) -> Off
     """
     sequence = max(after + 1, int(now * 1000))
     return msgspec.structs.replace(offer, sequence=sequence, issued_at=now, expires_at=now + lifetime_s)
+
+
+def pace(peers: int, announce_s: float) -> tuple[float, float]:
+    """``(announce_s, lifetime_s)`` for a swarm of `peers`: three announcements per lifetime, as often as asked while
+    every member thereby checks at most MAX_OFFERS_PER_S; beyond, slower, so that the work of a member stays bounded.
+    """
+    announce_s = max(announce_s, peers / MAX_OFFERS_PER_S)
+    return announce_s, min(3 * announce_s, limits.MAX_OFFER_LIFETIME_S)
 
 
 def withdrawal(last: Offer, now: float) -> Offer:

@@ -32,8 +32,9 @@ NAMESPACE = "paceline"
 MAX_CONTACT_LIFETIME_S = 600.0
 
 _DOMAIN = b"paceline/contact/1\x00"
-_CID_HEADER = bytes((0x01, 0x55, 0x12, 0x20))
-"""CIDv1, raw bytes, SHA-256 of 32 bytes (multiformats/cid)."""
+_CID_HEADER = bytes((0x01, 0x55))
+_SHA256_HEADER = bytes((0x12, 0x20))
+"""CIDv1 of raw bytes; multihash of a SHA-256, 32 bytes (multiformats)."""
 
 
 class Contact(Struct, frozen=True, array_like=True):
@@ -53,8 +54,12 @@ def contact_key(peer: str) -> str:
 
 def model_key(model: str) -> str:
     """CIDv1 of a model's name or of its revision in hex. (Text that is not a CID would be parsed as hex or UTF-8.)"""
-    digest = hashlib.sha256(b"paceline/model/1\x00" + model.encode()).digest()
-    return "b" + base64.b32encode(_CID_HEADER + digest).decode().lower().rstrip("=")
+    return "b" + base64.b32encode(_CID_HEADER + model_multihash(model)).decode().lower().rstrip("=")
+
+
+def model_multihash(model: str) -> bytes:
+    """What the DHT makes of `model_key`: 34 bytes."""
+    return _SHA256_HEADER + hashlib.sha256(b"paceline/model/1\x00" + model.encode()).digest()
 
 
 def sign_contact(identity: Identity, at: PeerAddress, now: float, lifetime_s: float) -> bytes:

@@ -112,6 +112,11 @@ class OfferBook:
             return None
         return entry.offer
 
+    @property
+    def is_full(self) -> bool:
+        """True where newcomers are refused, so that absence from the view proves nothing."""
+        return len(self._entries) >= self.capacity
+
     def expire(self, now: float) -> list[Offer]:
         """Forget what has expired; returns the last offers of the peers that left without a word."""
         gone = [entry.offer for entry in self._entries.values() if entry.offer.expires_at <= now]

@@ -1,0 +1,187 @@
+"""The one user of py-libp2p's Kademlia: contacts and provider records in, whom to ask out.
+
+Knows KadDHT and how it must be treated (each way round it is marked). Refuses to know offers and views: it never says
+who is alive, only who might know.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import libp2p.kad_dht.provider_store as provider_store
+import trio
+from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
+from libp2p.peer.id import ID
+from libp2p.records.validator import NamespacedValidator
+from libp2p.tools.anyio_service import background_trio_service
+from multiaddr import Multiaddr
+
+from paceline.dht import records
+from paceline.dht.records import ContactValidator
+from paceline.net.identity import Identity
+from paceline.wire.errors import OfferRejected
+from paceline.wire.messages import PeerAddress
+
+PROVIDER_LIFETIME_S = 900.0
+"""The library keeps provider records for 48 h and refuses new ones beyond 20 a key: a model's list would fill with the
+dead. Process-wide."""
+
+ADDRESS_TTL_S = 3600
+
+MAX_ANSWERS = 400
+"""The library counts one provider again for each server that names it: up to 20 from each of 20 servers."""
+
+
+@dataclass(frozen=True, slots=True)
+class KadConfig:
+    """`serve`: take part as a server; clients only ask. Times in seconds."""
+
+    serve: bool
+    contact_lifetime_s: float = 300.0
+    publish_timeout_s: float = 20.0
+    search_timeout_s: float = 3.0
+
+
+class Kad:
+    """`belongs`: whether a peer is a member now; nobody else stays in the routing table."""
+
+    def __init__(
+        self,
+        host: Any,
+        identity: Identity,
+        config: KadConfig,
+        clock: Callable[[], float],
+        belongs: Callable[[str], bool],
+    ) -> None:
+        self._host = host
+        self._identity = identity
+        self._config = config
+        self._clock = clock
+        self._belongs = belongs
+        self._validator = ContactValidator(clock)
+        self._counts: Counter[str] = Counter()
+        self._provided: frozenset[str] = frozenset()
+        provider_store.PROVIDER_RECORD_EXPIRATION_INTERVAL = PROVIDER_LIFETIME_S
+        logging.getLogger("libp2p.kad_dht").setLevel(logging.ERROR)  # every clean end of a stream is a warning there
+        validator = NamespacedValidator({records.NAMESPACE: self._validator}, strict_validation=True)
+        self._dht: Any = _MembersOnly(
+            host,
+            DHTMode.SERVER if config.serve else DHTMode.CLIENT,
+            validator=validator,
+            validator_changed=True,  # or the library adds its own namespaces, open to anybody
+            strict_validation=True,
+        )
+        self._dht.belongs = belongs
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        """Serve and maintain the table during the block."""
+        async with background_trio_service(self._dht):
+            yield
+
+    async def add_members(self, members: Iterable[PeerAddress]) -> None:
+        """Into the routing table."""
+        for it in members:
+            peer = ID.from_string(it.peer)
+            if not self._dht.routing_table.peer_in_table(peer) and peer != self._host.get_id():
+                self._remember(it)
+                await self._dht.add_peer(peer)
+
+    def tidy(self) -> None:
+        """Drop from the table who is no member, and from the stores what has expired."""
+        for peer in self._dht.routing_table.get_peer_ids():
+            if not self._belongs(peer.to_string()):
+                self._dht.routing_table.remove_peer(peer)
+                self._counts["pruned"] += 1
+        self._dht.provider_store.cleanup_expired()
+        store = self._dht.value_store
+        for key in list(store.store):
+            if not self._stands(store.store[key][0].value):
+                store.remove(key)
+
+    async def publish(self, at: PeerAddress, models: Collection[str]) -> bool:
+        """Put the own contact, and provide the keys of `models`. False where it did not end in time."""
+        now = self._clock()
+        value = records.sign_contact(self._identity, at, now, self._config.contact_lifetime_s)
+        with trio.move_on_after(self._config.publish_timeout_s):
+            await self._dht.put_value(records.contact_key(at.peer), value)
+            for model in sorted(models):
+                await self._dht.provide(records.model_key(model))
+            for model in self._provided - frozenset(models):
+                self._dht.provider_store.providing_keys.discard(records.model_multihash(model))
+            self._provided = frozenset(models)
+            self._counts["published"] += 1
+            return True
+        return False
+
+    async def find(self, peer: str) -> PeerAddress | None:
+        """Where a peer said it can be reached."""
+        key = records.contact_key(peer)
+        self._counts["searches"] += 1
+        if not self._config.serve:
+            self._dht.value_store.remove(key.encode())  # the library never asks again for what it once got
+        with trio.move_on_after(self._config.search_timeout_s):
+            value = await self._dht.get_value(key)
+            try:
+                return records.verify_contact(value, self._clock(), key=key).at if value else None
+            except OfferRejected:
+                return None
+        return None
+
+    async def find_providers(self, model: str) -> list[PeerAddress]:
+        """Who says it serves a model (a name, or a revision in hex), alive or not."""
+        self._counts["searches"] += 1
+        if not self._config.serve:
+            self._dht.provider_store.providers.pop(records.model_multihash(model), None)  # as above
+        with trio.move_on_after(self._config.search_timeout_s):
+            found = await self._dht.find_providers(records.model_key(model), MAX_ANSWERS)
+            addresses = {it.peer: it for it in map(_address, found) if it.peer != self._identity.peer}
+            return list(addresses.values())
+        return []
+
+    def statistics(self) -> dict[str, int]:
+        """Counts since the start, and sizes now."""
+        rejected = {f"kad_rejected_{reason}": count for reason, count in sorted(self._validator.rejected.items())}
+        counts = {f"kad_{name}": count for name, count in sorted(self._counts.items())}
+        sizes = {"kad_table": self._dht.get_routing_table_size(), "kad_values": self._dht.get_value_store_size()}
+        return counts | rejected | sizes
+
+    def _remember(self, it: PeerAddress) -> None:
+        addresses = [parsed for text in it.control if (parsed := _multiaddr(text)) is not None]
+        self._host.get_peerstore().add_addrs(ID.from_string(it.peer), addresses, ADDRESS_TTL_S)
+
+    def _stands(self, value: bytes) -> bool:
+        try:
+            records.verify_contact(value, self._clock())
+        except OfferRejected:
+            return False
+        return True
+
+
+class _MembersOnly(KadDHT):  # type: ignore[misc]
+    """The library takes whoever asks into its routing table, clients too, and hands them on to others."""
+
+    belongs: Callable[[str], bool]
+
+    async def add_peer(self, peer_id: Any, *, skip_server_mode_check: bool = False) -> bool:
+        if not self.belongs(peer_id.to_string()):
+            return False
+        added: bool = await super().add_peer(peer_id, skip_server_mode_check=skip_server_mode_check)
+        return added
+
+
+def _multiaddr(text: str) -> Multiaddr | None:
+    """A signed offer may still name an address that is none."""
+    try:
+        return Multiaddr(text)
+    except (ValueError, LookupError):
+        return None
+
+
+def _address(info: Any) -> PeerAddress:
+    return PeerAddress(info.peer_id.to_string(), tuple(str(it) for it in info.addrs)[:16])

@@ -1,0 +1,202 @@
+"""The directory over libp2p: a warm view by the exchange protocol, Kademlia behind it.
+
+Composition and nothing else: signs, hands to `Membership` (fast, complete, seconds old) and to `Kad` (slow, scales,
+minutes old), and asks the second only where the first knows nobody. Why two: docs/adr/0003-directory.md.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import trio
+
+from paceline.dht import offers
+from paceline.dht.kad import Kad, KadConfig
+from paceline.dht.membership import Membership, MembershipConfig
+from paceline.dht.streams import StreamCalls
+from paceline.net.identity import Identity
+from paceline.wire.errors import InvalidRequest
+from paceline.wire.messages import PeerAddress
+from paceline.wire.offers import Offer, Service
+
+if TYPE_CHECKING:
+    from paceline.net.host import Libp2pTransport
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryConfig:
+    """`bootstrap`: multiaddrs of any members, each ending in ``/p2p/<peer id>``. Times in seconds.
+
+    A node announces every `announce_s` an offer that lives for `lifetime_s` (see `offers.pace` for large swarms): a
+    dead node is in no view longer than that, and two lost announcements are no gap.
+    """
+
+    bootstrap: tuple[str, ...] = ()
+    lifetime_s: float = 12.0
+    announce_s: float = 4.0
+    publish_s: float = 100.0
+    """Between two publications in Kademlia; contacts live three times as long."""
+    tidy_s: float = 5.0
+    search_again_s: float = 5.0
+    """A model that nobody serves is searched in Kademlia at most this often."""
+    membership: MembershipConfig = field(default_factory=MembershipConfig)
+
+
+class KademliaDirectory:
+    """`Directory` of one process. `transport.run()` must be entered before `run()`."""
+
+    def __init__(
+        self,
+        transport: Libp2pTransport,
+        identity: Identity,
+        config: DirectoryConfig = DirectoryConfig(),
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Raises InvalidRequest where a bootstrap address is none."""
+        self._transport = transport
+        self._identity = identity
+        self._config = config
+        self._clock = clock
+        bootstrap = parse_bootstrap(config.bootstrap)
+        self._bootstrap = {it.peer: it for it in bootstrap}
+        self._calls = StreamCalls(transport, self._answer)
+        membership = replace(config.membership, bootstrap=bootstrap)
+        self._membership = Membership(identity.peer, self._calls, membership, clock)
+        self._kad: Kad | None = None
+        self._own: Offer | None = None
+        self._changed = trio.Event()
+        self._published_to = 0
+        self._searched: dict[str, float] = {}
+
+    def run(self) -> AbstractAsyncContextManager[None]:
+        """Raises PeerUnavailable where bootstrap members were given and none answers within `join_timeout_s`."""
+        return self._run()
+
+    @asynccontextmanager
+    async def _run(self) -> AsyncIterator[None]:
+        serves = bool(self._transport.address.control)
+        kad_config = KadConfig(serves, contact_lifetime_s=3 * self._config.publish_s)
+        async with self._calls.run(), self._membership.run():
+            self._kad = Kad(self._transport.host, self._identity, kad_config, self._clock, self._belongs)
+            await self._kad.add_members(self._membership.members().values())
+            async with self._kad.run(), trio.open_nursery() as nursery:
+                nursery.start_soon(self._keep_tidy, self._kad)
+                if serves:
+                    nursery.start_soon(self._keep_published, self._kad)
+                yield
+                nursery.cancel_scope.cancel()
+
+    async def announce(self, offer: Offer) -> None:
+        """Returns at once; neighbours are told in the background, Kademlia where models or addresses changed.
+
+        Raises OfferRejected where no other peer could accept it, or its sequence is not after the previous one's.
+        """
+        self._membership.announce(offers.sign(self._identity, offer))
+        previous, self._own = self._own, offer
+        if previous is None or _published(previous) != _published(offer):
+            self._changed.set()
+        await trio.lowlevel.checkpoint()
+
+    async def withdraw(self) -> None:
+        """Nothing where nothing was announced."""
+        last, self._own = self._own, None
+        if last is not None:
+            gone = offers.withdrawal(last, self._clock())
+            await self._membership.withdraw(offers.sign(self._identity, gone))
+
+    async def offers(self, model: str | None = None) -> Sequence[Offer]:
+        """From the warm view, at once; a model that it does not know is searched, for a few seconds at most."""
+        known = self._membership.book.live(self._clock(), model)
+        if not known and model is not None and self._may_search(model):
+            await self._search(model)
+            known = self._membership.book.live(self._clock(), model)
+        await trio.lowlevel.checkpoint()
+        return known
+
+    async def find(self, peer: str) -> Offer | None:
+        """One peer's live offer: from the view, or asked from the peer itself at the address that Kademlia has."""
+        if (known := self._membership.book.find(peer, self._clock())) is None and self._kad is not None:
+            at = await self._kad.find(peer)
+            if at is not None:
+                await self._membership.pull(at)
+                known = self._membership.book.find(peer, self._clock())
+        return known
+
+    def statistics(self) -> dict[str, int]:
+        """Counters of the view, the exchange, its streams and Kademlia."""
+        streams = {f"exchange_{name}": count for name, count in sorted(self._calls.counts.items())}
+        kad = self._kad.statistics() if self._kad is not None else {}
+        return self._membership.statistics() | streams | kad
+
+    def _answer(self, peer: str, request: bytes) -> bytes:
+        return self._membership.answer(peer, request)
+
+    def _belongs(self, peer: str) -> bool:
+        book = self._membership.book
+        return peer in self._bootstrap or book.find(peer, self._clock()) is not None or book.is_full
+
+    def _may_search(self, model: str) -> bool:
+        now = self._clock()
+        self._searched = {it: then for it, then in self._searched.items() if now - then < self._config.search_again_s}
+        if model in self._searched:
+            return False
+        self._searched[model] = now
+        return True
+
+    async def _search(self, model: str) -> None:
+        """Ask whoever provides the model, by Kademlia's account, for what the view lacks."""
+        if self._kad is None:
+            return
+        providers = await self._kad.find_providers(model)
+        with trio.move_on_after(self._config.search_again_s):
+            async with trio.open_nursery() as nursery:
+                for it in providers:
+                    nursery.start_soon(self._membership.pull, it)
+
+    async def _keep_published(self, kad: Kad) -> None:
+        while True:
+            with trio.move_on_after(self._config.publish_s):
+                await self._changed.wait()
+            self._changed = trio.Event()
+            self._published_to = len(self._membership.members())
+            own = self._own
+            if own is not None and not await kad.publish(own.at, _models(own.services)):
+                await trio.sleep(self._config.tidy_s)
+                self._changed.set()
+
+    async def _keep_tidy(self, kad: Kad) -> None:
+        while True:
+            kad.tidy()
+            members = self._membership.members()
+            await kad.add_members(members.values())
+            if len(members) > 2 * self._published_to:
+                self._changed.set()  # what was published early lies with few servers
+            await self._calls.trim()
+            await trio.sleep(self._config.tidy_s)
+
+
+def parse_bootstrap(addresses: Iterable[str]) -> tuple[PeerAddress, ...]:
+    """``/ip4/…/tcp/…/p2p/<peer id>`` → addresses per peer, in order. Raises InvalidRequest."""
+    control: dict[str, tuple[str, ...]] = {}
+    for text in addresses:
+        address, found, peer = text.rpartition("/p2p/")
+        if not found or not address.startswith("/") or not peer or "/" in peer:
+            raise InvalidRequest(
+                f"{text!r} is not a member's address",
+                cure="it looks like /ip4/203.0.113.5/tcp/4001/p2p/12D3KooW…: `paceline node` prints its own",
+            )
+        control[peer] = (*control.get(peer, ()), address)
+    return tuple(PeerAddress(peer, where) for peer, where in control.items())
+
+
+def _models(services: Sequence[Service]) -> frozenset[str]:
+    """Names and revisions, for Kademlia's provider records."""
+    return frozenset(key for it in services for key in (it.model, it.revision.hex()))
+
+
+def _published(offer: Offer) -> tuple[PeerAddress, frozenset[str]]:
+    return offer.at, _models(offer.services)
