@@ -71,17 +71,23 @@ class ToyShard:
         self._strict = strict
         self._room = Reservations(kv_positions, model.max_context)
         self._chains: dict[Key, list[list[int]]] = {}
+        self._spans: dict[Key, Span] = {}
 
     @property
     def kv_free(self) -> int:
         return self._room.free
 
-    def open(self, key: Key, max_positions: int) -> None:
+    def open(self, key: Key, max_positions: int, span: Span | None = None) -> None:
+        span = span or self.span
+        if not self.span.covers(span):
+            raise ValueError(f"span {span} is not inside {self.span}")
         self._room.reserve(key, max_positions)
-        self._chains[key] = [[key_] for key_ in self.model.keys[self.span.start : self.span.end]]
+        self._spans[key] = span
+        self._chains[key] = [[key_] for key_ in self.model.keys[span.start : span.end]]
 
     def close(self, key: Key) -> None:
         self._room.release(key)
+        self._spans.pop(key, None)
         self._chains.pop(key, None)
 
     def length(self, key: Key) -> int:
@@ -99,13 +105,14 @@ class ToyShard:
         return [self._run(work) for work in batch]
 
     def _run(self, work: Work) -> Output:
-        wrong = refusal(work, self.shape, self.span, self._room.held(work.key), (self.dtype,))
+        span = self._spans[work.key]
+        wrong = refusal(work, self.shape, span, self._room.held(work.key), (self.dtype,))
         rows = [] if wrong else self._rows(work)
         if wrong or any(min(row) < 0 for row in rows):
             return Output(work.key, error=wrong or "non-finite activations from upstream")
-        for layer, chain in zip(range(self.span.start, self.span.end), self._chains[work.key], strict=True):
+        for layer, chain in zip(range(span.start, span.end), self._chains[work.key], strict=True):
             rows = _layer(rows, chain, work.start, self.model.keys[layer])
-        if self.span.end < self.model.layers:
+        if span.end < self.model.layers:
             data = b"".join([_ROW.pack(*row) for row in rows])
             return Output(work.key, activations=Activations(len(rows), HIDDEN, "i64", data))
         sampled = None if work.sample is None else sample(self.model, rows[-1], work.sample)

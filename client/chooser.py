@@ -1,0 +1,120 @@
+"""Which ring a session rides: the cheapest at first, and after a loss the one that keeps all survivors.
+
+Stands between the owner's NeedRoute and routing. Bans lift where everybody would be banned: a peer that answers again
+may ride again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import trio
+
+from paceline.client.swarm import Swarm
+from paceline.routing.ring import RingPlan, RingRequest, cheapest_ring, reroute, standbys
+from paceline.routing.view import SwarmView
+from paceline.wire.errors import ModelNotFound, NoRoute, PacelineError, PeerUnavailable
+from paceline.wire.ids import PeerId
+from paceline.wire.messages import PeerAddress, Stage
+
+
+class Chooser:
+    """Routes for one session. `shadows`: put a standby beside every stage where one is offered."""
+
+    def __init__(self, swarm: Swarm, model: str, request: RingRequest, *, shadows: bool = True) -> None:
+        self.model = model
+        self.plan: RingPlan | None = None
+        self._swarm = swarm
+        self._request = request
+        self._shadows = shadows
+        self._standing: dict[int, PeerAddress] = {}
+        self._gone: set[PeerId] = set()
+
+    async def first(self) -> tuple[Stage, ...]:
+        """The cheapest ring. Raises NoRoute."""
+        view = await self._swarm.view(self.model)
+        self.plan = cheapest_ring(view, self._request)
+        return self._route(view, self.plan)
+
+    async def without(self, lost: frozenset[PeerId]) -> tuple[Stage, ...]:
+        """A ring without the peers in `lost`, nor those lost before; all others kept. Raises NoRoute."""
+        self._gone |= lost
+        view = await self._swarm.view(self.model)
+        try:
+            return self._repaired(view)
+        except NoRoute:
+            back = {peer for peer in self._gone if await self._answers(view, peer)}
+            if not back:
+                raise
+            self._gone -= back
+            return self._repaired(view)
+
+    def _repaired(self, view: SwarmView) -> tuple[Stage, ...]:
+        gone = frozenset(self._gone)
+        request = replace(self._request, excluded=self._request.excluded | gone)
+        if self.plan is None:
+            self.plan = cheapest_ring(view, request)
+        else:
+            self.plan = self._promoted(gone) or reroute(view, replace(self.plan, request=request), gone)
+        return self._route(view, self.plan)
+
+    def _promoted(self, lost: frozenset[PeerId]) -> RingPlan | None:
+        """The same ring with the standbys of the lost stages in their places, if each has one."""
+        assert self.plan is not None
+        stages = []
+        for index, stage in enumerate(self.plan.stages):
+            standby = self._standing.get(index)
+            if stage.peer not in lost:
+                stages.append(replace(stage, kept=True))
+            elif standby is not None and standby.peer not in lost:
+                stages.append(replace(stage, at=standby, kept=True))
+            else:
+                return None
+        return replace(self.plan, stages=tuple(stages))
+
+    def _route(self, view: SwarmView, plan: RingPlan) -> tuple[Stage, ...]:
+        found = standbys(view, plan) if self._shadows else ()
+        self._standing = {index: stage.at for index, stage in enumerate(found) if stage is not None}
+        return plan.route(self._standing)
+
+    async def _answers(self, view: SwarmView, peer: PeerId) -> bool:
+        at = next((offer.at for offer in view.offers if offer.peer == peer), None)
+        if at is None:
+            return False
+        try:
+            await self._swarm.links.connect(at, 0.5)
+        except PacelineError:
+            return False
+        return True
+
+
+async def newest_revision(swarm: Swarm, model: str, timeout_s: float) -> tuple[SwarmView, bytes]:
+    """A revision of `model` that some complete ring serves. Waits up to `timeout_s` for one to appear.
+
+    Raises ModelNotFound where nobody offers the model, NoRoute where layers are missing.
+    """
+    deadline = trio.current_time() + timeout_s
+    while True:
+        view = await swarm.view(model)
+        complete = view.complete()
+        if complete:
+            return view, complete[0].revision
+        if trio.current_time() >= deadline:
+            raise await _why_none(swarm, view, model)
+        await trio.sleep(0.1)
+
+
+async def _why_none(swarm: Swarm, view: SwarmView, model: str) -> PacelineError:
+    if view.revisions:
+        coverage = max((view.coverage(revision) for revision in view.revisions), key=lambda c: -len(c.missing))
+        missing = coverage.missing
+        layers = f"{missing[0]}–{missing[-1]}" if len(missing) > 1 else str(missing[0])
+        return NoRoute(
+            f"{len(missing)} of {coverage.layers} layers of {model} are served by nobody ({layers})",
+            missing=missing,
+            cure="wait for a node, or start one: paceline node",
+        )
+    names = sorted({service.model for offer in await swarm.offers() for service in offer.services})
+    if not names:
+        return PeerUnavailable("the swarm is empty: no node offers anything", cure="start a node: paceline node")
+    return ModelNotFound(f"no node serves {model!r}", cure=f"served here: {', '.join(names)}")

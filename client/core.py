@@ -1,0 +1,177 @@
+"""The client proper, on trio: joins the swarm, prepares requests, starts sessions. `aio` and `sync` wrap it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import trio
+
+from paceline.client.chooser import Chooser, newest_revision
+from paceline.client.models import Model, Models
+from paceline.client.options import GenerateOptions, Messages, Prompt
+from paceline.client.ride import Ride
+from paceline.client.stream import Stream
+from paceline.client.swarm import Swarm
+from paceline.consistency.owner import Owner, OwnerLimits, Request
+from paceline.routing.ring import RingRequest
+from paceline.routing.view import SwarmView
+from paceline.store.store import Store
+from paceline.wire import limits
+from paceline.wire.errors import ContextOverflow, InvalidRequest, ModelNotFound, PacelineError, PeerUnavailable
+from paceline.wire.ids import PeerId, Revision, SessionId
+from paceline.wire.messages import PeerAddress
+from paceline.wire.offers import Offer
+from paceline.wire.session import SessionState
+
+
+class ClientCore:
+    """One client in one trio run. Use inside ``async with core.run()``."""
+
+    def __init__(self, swarm: Swarm, store: Store, owner_limits: OwnerLimits | None = None) -> None:
+        self.swarm = swarm
+        self.models = Models(swarm, store)
+        self._limits = owner_limits or OwnerLimits()
+        self._nursery: trio.Nursery
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[ClientCore]:
+        """Joined during the block; sessions that still run are cancelled at its end."""
+        async with self.swarm.run(), trio.open_nursery() as nursery:
+            self._nursery = nursery
+            yield self
+            nursery.cancel_scope.cancel()
+
+    # --- questions ----------------------------------------------------------------------------------------------
+
+    async def offers(self) -> tuple[Offer, ...]:
+        """Everything the swarm offers."""
+        return await self.swarm.offers()
+
+    async def status(self) -> list[dict[str, Any]]:
+        """Each node's own account; a node that does not answer has an ``error`` instead."""
+        offers = await self.swarm.offers()
+        found: list[dict[str, Any]] = [{"peer": offer.peer} for offer in offers]
+
+        async def ask(at: PeerAddress, into: dict[str, Any]) -> None:
+            try:
+                into.update(await self.swarm.status(at))
+            except PacelineError as error:
+                into["error"] = str(error)
+
+        async with trio.open_nursery() as nursery:
+            for offer, into in zip(offers, found, strict=True):
+                nursery.start_soon(ask, offer.at, into)
+        return found
+
+    async def model_name(self, wanted: str | None, timeout_s: float) -> str:
+        """`wanted`, or the only model the swarm serves. Raises InvalidRequest where there are several."""
+        if wanted is not None:
+            return wanted
+        deadline = trio.current_time() + timeout_s
+        while True:
+            names = sorted({service.model for offer in await self.swarm.offers() for service in offer.services})
+            if len(names) == 1:
+                return names[0]
+            if names:
+                raise InvalidRequest("the swarm serves several models", cure=f"name one of: {', '.join(names)}")
+            if trio.current_time() >= deadline:
+                raise PeerUnavailable("the swarm is empty: no node offers anything", cure="start one: paceline node")
+            await trio.sleep(0.1)
+
+    # --- generation ---------------------------------------------------------------------------------------------
+
+    async def generate(self, prompt: Prompt, options: GenerateOptions) -> Stream:
+        """Start generating after `prompt` (text, or token ids)."""
+        view, revision, name = await self._ring_for(options)
+        model = None
+        if isinstance(prompt, str):
+            model = await self._model(view, revision)
+            ids = model.tokenizer.encode(prompt)
+        else:
+            ids = list(prompt)
+            model = await self._model_if_any(view, revision)
+        return self._start(ids, model, view, revision, name, options)
+
+    async def chat(self, messages: Messages, options: GenerateOptions, **variables: Any) -> Stream:
+        """Start the assistant's answer to `messages`, through the model's chat template."""
+        view, revision, name = await self._ring_for(options)
+        model = await self._model(view, revision)
+        return self._start(model.tokenizer.chat(messages, **variables), model, view, revision, name, options)
+
+    async def resume(self, state: SessionState, options: GenerateOptions) -> Stream:
+        """Take a session over from its exported state and go on; whoever owned it before is fenced."""
+        view = await self.swarm.view(state.model)
+        model = await self._model_if_any(view, state.revision)
+        owner = Owner.resume(state, secrets.randbits(32), trio.current_time(), self._limits)
+        return self._ride(owner, model, view, options)
+
+    async def _ring_for(self, options: GenerateOptions) -> tuple[SwarmView, bytes, str]:
+        name = await self.model_name(options.model, options.timeout_s)
+        view, revision = await newest_revision(self.swarm, name, options.timeout_s)
+        return view, revision, name
+
+    async def _model(self, view: SwarmView, revision: bytes) -> Model:
+        holders = [offer.at for offer in view.offers if any(service.revision == revision for service in offer.services)]
+        return await self.models.load(revision, holders)
+
+    async def _model_if_any(self, view: SwarmView, revision: bytes) -> Model | None:
+        try:
+            return await self._model(view, revision)
+        except (ModelNotFound, PeerUnavailable):
+            return None
+
+    def _start(
+        self,
+        ids: list[int],
+        model: Model | None,
+        view: SwarmView,
+        revision: bytes,
+        name: str,
+        options: GenerateOptions,
+    ) -> Stream:
+        services = view.table(revision).services
+        room = min(min(service.max_context for service in services), limits.MAX_CONTEXT)
+        if not ids:
+            raise InvalidRequest("the prompt has no tokens", cure="send at least one")
+        if len(ids) >= room:
+            raise ContextOverflow(f"the prompt has {len(ids)} tokens, {name} takes {room}", cure="shorten it")
+        request = Request(
+            session=SessionId(os.urandom(16)),
+            revision=Revision(revision),
+            model=name,
+            prompt=tuple(ids),
+            max_positions=min(len(ids) + options.max_tokens, room),
+            sampling=options.sampling(model.manifest.eos_ids if model else ()),
+            chunk=options.chunk,
+        )
+        owner = Owner(request, secrets.randbits(32), trio.current_time(), self._limits)
+        return self._ride(owner, model, view, options)
+
+    def _ride(self, owner: Owner, model: Model | None, view: SwarmView, options: GenerateOptions) -> Stream:
+        request = owner.request
+        ring = RingRequest(
+            request.revision,
+            positions=request.max_positions,
+            prompt=len(request.prompt),
+            numerics=options.numerics,
+            trusted=options.trusted,
+            chunk=options.chunk,
+        )
+        services = view.table(request.revision).services
+        numerics = options.numerics or (services[0].numerics if services else "")
+        stream = Stream(model.tokenizer if model else None, options.stops(), numerics)
+        chooser = Chooser(self.swarm, request.model, ring, shadows=options.shadows)
+        ride = Ride(self.swarm, owner, chooser, stream.on_token)
+        stream.ride = ride
+        self._nursery.start_soon(stream.run, ride, frozenset[PeerId]())
+        return stream
+
+
+def unix_time() -> float:
+    """Seconds since 1970: the clock that offers are dated by."""
+    return time.time()

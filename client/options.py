@@ -1,0 +1,68 @@
+"""What a user may ask of one generation, checked before anything is sent."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from paceline.wire.errors import InvalidRequest
+from paceline.wire.sampling import SamplingParams
+
+Prompt = str | Sequence[int]
+Messages = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateOptions:
+    """Options of one generation. `model` None: the only model that the swarm serves. `seed` None: a fresh one, named
+    in the result. `temperature` 0 is greedy. `logprobs`: None, or how many alternatives to report beside the chosen
+    token. `stop`: strings that end the answer, not part of it. `ignore_eos`: go on to `max_tokens`.
+    `trusted`: the only peers that may ride. `timeout_s`: how long to wait for a complete ring.
+    """
+
+    model: str | None = None
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    seed: int | None = None
+    stop: str | Sequence[str] = ()
+    logprobs: int | None = None
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    shadows: bool = True
+    trusted: frozenset[str] | None = None
+    numerics: str | None = None
+    chunk: int = 512
+    timeout_s: float = 15.0
+
+    def stops(self) -> tuple[str, ...]:
+        """Stop strings as a tuple. Raises InvalidRequest for empty ones."""
+        stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if not all(stops):
+            raise InvalidRequest("an empty stop string would end every answer at once")
+        return stops
+
+    def sampling(self, eos_ids: Sequence[int]) -> SamplingParams:
+        """As the tail gets it. Raises InvalidRequest."""
+        if self.max_tokens < 1:
+            raise InvalidRequest(f"max_tokens is {self.max_tokens}", cure="ask for at least one token")
+        return SamplingParams(
+            seed=secrets.randbits(63) if self.seed is None else self.seed,
+            temperature=float(self.temperature),
+            top_k=self.top_k,
+            top_p=float(self.top_p),
+            min_p=float(self.min_p),
+            repetition_penalty=float(self.repetition_penalty),
+            frequency_penalty=float(self.frequency_penalty),
+            presence_penalty=float(self.presence_penalty),
+            logprobs=-1 if self.logprobs is None else self.logprobs,
+            stop_ids=() if self.ignore_eos else tuple(eos_ids),
+            min_tokens=self.min_tokens,
+        ).validated()

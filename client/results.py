@@ -1,0 +1,72 @@
+"""What a generation gives its user: pieces of text as they come, and at the end an honest account of how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from paceline.consistency.owner import Failover
+from paceline.wire.session import SessionState
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Natural logarithm of the token's probability under the model's raw distribution."""
+
+    token: int
+    text: str
+    logprob: float
+    top: tuple[tuple[int, str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One token of the answer. `text` may be empty (an unfinished character, or text held back for a stop string)."""
+
+    index: int
+    """0 for the first generated token."""
+    token: int
+    text: str
+    logprob: TokenLogprob | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rider:
+    """Who ran which layers."""
+
+    peer: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A finished generation and its audit. Times in seconds.
+
+    `route` is the last one; `failovers` name every change of it. `epochs` counts routes and re-openings. `state`
+    resumes the session elsewhere, where it did not end by itself.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason
+    prompt_tokens: int
+    model: str
+    revision: str
+    numerics: str
+    seed: int
+    route: tuple[Rider, ...]
+    epochs: int
+    failovers: tuple[Failover, ...]
+    ttft_s: float
+    total_s: float
+    intervals_s: tuple[float, ...]
+    state: SessionState
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Decode speed: tokens after the first, over the time they took."""
+        spent = self.total_s - self.ttft_s
+        return (len(self.tokens) - 1) / spent if len(self.tokens) > 1 and spent > 0 else 0.0

@@ -1,0 +1,188 @@
+"""A client's place in the swarm: its links, its view of the offers, and who is waiting for which answer.
+
+Sessions subscribe by id and get their messages in order; requests (status, blocks) get theirs by number. Knows no token
+and no text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import trio
+
+from paceline.dht.directory import Directory
+from paceline.net.links import Links, LinksConfig
+from paceline.net.transport import Transport
+from paceline.routing.view import SwarmView, swarm_view
+from paceline.wire import limits
+from paceline.wire.errors import CorruptBlock, DeadlineExceeded, Overloaded, PacelineError, PeerUnavailable
+from paceline.wire.ids import PeerId
+from paceline.wire.messages import (
+    BlockPiece,
+    BlockRequest,
+    Message,
+    PeerAddress,
+    SessionMessage,
+    Status,
+    StatusRequest,
+)
+from paceline.wire.offers import Offer
+
+SESSION_MESSAGES = get_args(SessionMessage)
+WARM_LINKS = 16
+"""Links opened ahead of need to offered nodes: they measure round trips, and spare the first request its dials."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A message of a session."""
+
+    peer: PeerId
+    message: SessionMessage
+
+
+@dataclass(frozen=True, slots=True)
+class LinkLost:
+    """The link to `peer` fell."""
+
+    peer: PeerId
+
+
+SessionEvent = Arrived | LinkLost
+
+
+class Swarm:
+    """See the module's docstring. `unix_time` judges the age of offers."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        directory: Directory,
+        *,
+        unix_time: Callable[[], float],
+        links: LinksConfig | None = None,
+    ) -> None:
+        self.directory = directory
+        self.links = Links(transport, self._on_message, self._on_lost, links or LinksConfig())
+        self.unix_time = unix_time
+        self._sessions: dict[bytes, trio.MemorySendChannel[SessionEvent]] = {}
+        self._answers: dict[int, trio.MemorySendChannel[tuple[PeerId, Message, bytes]]] = {}
+        self._next_request = 0
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[Swarm]:
+        """Joined to the swarm during the block. Raises PeerUnavailable where no member can be reached."""
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self.links.run())
+            await stack.enter_async_context(self.directory.run())
+            yield self
+
+    # --- messages -----------------------------------------------------------------------------------------------
+
+    def _on_message(self, peer: PeerId, message: Message, payload: memoryview) -> None:
+        if isinstance(message, SESSION_MESSAGES):
+            inbox = self._sessions.get(message.session)
+            if inbox is not None:
+                inbox.send_nowait(Arrived(peer, message))
+        elif isinstance(message, Status | BlockPiece):
+            answer = self._answers.get(message.request)
+            if answer is not None:
+                answer.send_nowait((peer, message, bytes(payload)))
+
+    def _on_lost(self, peer: PeerId, error: PacelineError) -> None:
+        for inbox in self._sessions.values():
+            inbox.send_nowait(LinkLost(peer))
+
+    @asynccontextmanager
+    async def subscribe(self, session: bytes) -> AsyncIterator[trio.MemoryReceiveChannel[SessionEvent]]:
+        """Everything that concerns one session. Its length is bounded by the session's tokens and the links' ends."""
+        send, receive = trio.open_memory_channel[SessionEvent](float("inf"))
+        self._sessions[session] = send
+        try:
+            yield receive
+        finally:
+            del self._sessions[session]
+            send.close()
+
+    def send(self, to: PeerAddress | PeerId, message: Message) -> None:
+        """Never blocks. A full outbox counts as a lost message: the protocol's deadlines deal with it."""
+        try:
+            if isinstance(to, PeerAddress):
+                self.links.send(to, message)
+            else:
+                self.links.reply(to, message)
+        except Overloaded:
+            return
+
+    # --- the swarm ----------------------------------------------------------------------------------------------
+
+    async def offers(self, model: str | None = None) -> tuple[Offer, ...]:
+        """Live offers; opens links to some of them ahead of need."""
+        found = tuple(await self.directory.offers(model))
+        for offer in found[:WARM_LINKS]:
+            self.links.want(offer.at)
+        return found
+
+    async def view(self, model: str) -> SwarmView:
+        """What routing decides on, now."""
+        found = await self.offers(model)
+        measured = ((offer.peer, self.links.rtt_s(PeerId(offer.peer))) for offer in found)
+        rtts = {peer: rtt for peer, rtt in measured if rtt is not None}
+        return swarm_view(model, found, now=self.unix_time(), client_rtts=rtts)
+
+    # --- requests -----------------------------------------------------------------------------------------------
+
+    async def status(self, at: PeerAddress, timeout_s: float = 5.0) -> dict[str, Any]:
+        """A node's account of itself. Raises PeerUnavailable."""
+        request = self._number()
+        _, message, _ = await self._ask(at, StatusRequest(request), request, timeout_s)
+        if not isinstance(message, Status):
+            raise PeerUnavailable("answered something else", peer=at.peer)
+        loaded: dict[str, Any] = json.loads(message.json)
+        return loaded
+
+    async def block(
+        self,
+        at: PeerAddress,
+        digest: bytes,
+        *,
+        most: int = 256 * 1024 * 1024,
+        timeout_s: float = 20.0,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> bytes:
+        """One whole block, not yet verified, in pieces. Raises PeerUnavailable where the peer does not have it."""
+        data = bytearray()
+        while True:
+            request = self._number()
+            wanted = BlockRequest(request, digest, len(data), limits.MAX_BLOCK_PIECE_BYTES)
+            _, message, piece = await self._ask(at, wanted, request, timeout_s)
+            if not isinstance(message, BlockPiece) or message.total == 0 or not piece:
+                raise PeerUnavailable(f"does not hold block {digest.hex()[:12]}", peer=at.peer)
+            if message.total > most:
+                raise CorruptBlock(f"block of {message.total} bytes is over the limit of {most}", peer=at.peer)
+            data += piece
+            progress(len(data), message.total)
+            if len(data) >= message.total:
+                return bytes(data)
+
+    def _number(self) -> int:
+        self._next_request = (self._next_request + 1) % (1 << 32)
+        return self._next_request
+
+    async def _ask(
+        self, at: PeerAddress, question: Message, request: int, timeout_s: float
+    ) -> tuple[PeerId, Message, bytes]:
+        send, receive = trio.open_memory_channel[tuple[PeerId, Message, bytes]](1)
+        self._answers[request] = send
+        try:
+            with trio.move_on_after(timeout_s):
+                await self.links.connect(at, timeout_s)
+                self.links.send(at, question)
+                return await receive.receive()
+        finally:
+            del self._answers[request]
+        raise DeadlineExceeded(f"no answer within {timeout_s:g} s", peer=at.peer)
