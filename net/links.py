@@ -137,7 +137,7 @@ class Links:
         link.put(message, payload)
 
     def want(self, to: PeerAddress) -> None:
-        """Dial in the background where there is no link, so that a later `send` finds one. Never blocks, never raises."""
+        """Dial in the background where there is no link, so that a later `send` finds one. Never blocks or raises."""
         peer = PeerId(to.peer)
         cooling = self._cooling.get(peer)
         idle = self._nursery is not None and peer != self.peer and peer not in self._links

@@ -1,0 +1,300 @@
+"""The real network: one libp2p host and one direct data port per process, behind the `Transport` seam.
+
+Knows how both are composed, dialled and taken down. Refuses to know messages. Importing this module imports libp2p
+(about a second, 90 MB), and hardens it.
+
+Security: Noise and yamux only. The library's default host also accepts plaintext and secio.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import trio
+from libp2p import new_host
+from libp2p.custom_types import TProtocol
+from libp2p.network.config import ConnectionConfig
+from libp2p.peer.id import ID
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
+from libp2p.security.noise.transport import Transport as Noise
+from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
+from libp2p.stream_muxer.yamux.yamux import Yamux
+from multiaddr import Multiaddr
+
+from paceline.net import hardening
+from paceline.net.dialing import AddressBook, first_of, format_tcp, parse_tcp, reachable_hosts
+from paceline.net.direct import DirectChannel, DirectListener, Handshake
+from paceline.net.identity import Identity
+from paceline.net.streams import LINK_PROTOCOL, HostStream, StreamChannel
+from paceline.net.transport import Channel, ChannelHandler
+from paceline.wire import limits
+from paceline.wire.errors import DeadlineExceeded, PacelineError, PeerUnavailable
+from paceline.wire.ids import PeerId
+from paceline.wire.messages import PeerAddress
+
+ATTEMPT_S = 5.0
+"""One address, from the first packet to the peer's proof of identity."""
+
+_ADDRESS_TTL_S = 3600
+
+StreamHandler = Callable[[HostStream], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class NetConfig:
+    """`listens` False: a pure client, which opens no port. Port 0: any free one. `data` False: no data channel.
+
+    `announce`: hosts or IP addresses to tell others in place of the interfaces' own, for machines behind a forwarding
+    router; the ports stay.
+    """
+
+    listen_host: str = "127.0.0.1"
+    control_port: int = 0
+    data_port: int = 0
+    announce: tuple[str, ...] = ()
+    listens: bool = True
+    data: bool = True
+    handshake_deadline_s: float = 5.0
+    max_handshakes: int = 64
+    max_channels: int = 1024
+
+
+class Libp2pTransport:
+    """Implements `net.transport.Transport`. `host` is the libp2p IHost, for the directory."""
+
+    def __init__(self, identity: Identity, config: NetConfig = NetConfig()) -> None:
+        hardening.harden()
+        self.peer = identity.peer
+        self._config = config
+        self._handshake = Handshake(identity)
+        self.host: Any = _new_host(self._handshake)
+        self._counts: Counter[str] = Counter()
+        hardening.guard(self.host, self._report)
+        self._control: tuple[str, ...] = ()
+        self._data: tuple[str, ...] = ()
+        self._book = AddressBook(trio.current_time)
+        self._nursery: trio.Nursery | None = None
+        self._channels: dict[DirectChannel | StreamChannel, None] = {}
+
+    @property
+    def address(self) -> PeerAddress:
+        return PeerAddress(self.peer, control=self._control, data=self._data)
+
+    def statistics(self) -> dict[str, int]:
+        """Refused things by kind (``refused_…``), and open channels by kind."""
+        kinds = Counter(f"channels_{channel.kind}" for channel in self._channels)
+        return {f"refused_{kind}": count for kind, count in sorted(self._counts.items())} | dict(kinds)
+
+    # --- life ---------------------------------------------------------------------------------------------------
+
+    def run(self, handler: ChannelHandler) -> AbstractAsyncContextManager[None]:
+        return self._run(handler)
+
+    @asynccontextmanager
+    async def _run(self, handler: ChannelHandler) -> AsyncIterator[None]:
+        """Raises PeerUnavailable where a port cannot be opened."""
+        config = self._config
+        listen = [Multiaddr(format_tcp(config.listen_host, config.control_port))] if config.listens else []
+        async with self._own_host(listen):
+            self.serve_stream(LINK_PROTOCOL, partial(self._serve_link, handler))
+            try:
+                async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
+                    if config.listens:
+                        self._learn_control_address()
+                    if config.listens and config.data:
+                        await self._listen_for_data(nursery, handler)
+                    yield
+                    nursery.cancel_scope.cancel()
+            finally:
+                self._nursery = None
+                self._control = self._data = ()
+                with trio.CancelScope(shield=True):
+                    for channel in list(self._channels):
+                        await channel.aclose()
+
+    @asynccontextmanager
+    async def _own_host(self, listen: list[Multiaddr]) -> AsyncIterator[None]:
+        async with self.host.run(listen_addrs=listen):
+            try:
+                yield
+            finally:
+                await hardening.close(self.host)
+
+    def _learn_control_address(self) -> None:
+        ports = {int(address.value_for_protocol("tcp")) for address in self.host.get_transport_addrs()}
+        if not ports:
+            where = format_tcp(self._config.listen_host, self._config.control_port)
+            raise PeerUnavailable(f"cannot listen on {where}", cure="choose another control port")
+        self._control = self._announced(ports.pop())
+
+    def _announced(self, port: int) -> tuple[str, ...]:
+        hosts = self._config.announce or reachable_hosts(self._config.listen_host)
+        return tuple(format_tcp(host, port) for host in hosts)[: limits.MAX_ADDRESSES]
+
+    async def _listen_for_data(self, nursery: trio.Nursery, handler: ChannelHandler) -> None:
+        config = self._config
+        try:
+            listeners = await trio.open_tcp_listeners(config.data_port, host=config.listen_host)
+        except OSError as error:
+            where = format_tcp(config.listen_host, config.data_port)
+            raise PeerUnavailable(f"cannot listen on {where}: {error}", cure="choose another data port") from error
+        listener = DirectListener(
+            self._handshake,
+            partial(self._serve, handler),
+            self._report,
+            deadline_s=config.handshake_deadline_s,
+            max_handshakes=config.max_handshakes,
+            max_channels=config.max_channels,
+        )
+        self._data = self._announced(listeners[0].socket.getsockname()[1])
+        nursery.start_soon(trio.serve_listeners, listener.serve, listeners)
+
+    def _report(self, kind: str) -> None:
+        self._counts[kind] += 1
+
+    # --- inbound ------------------------------------------------------------------------------------------------
+
+    def serve_stream(self, protocol: str, handler: StreamHandler) -> None:
+        """Call `handler(stream)` for each inbound stream of a protocol; the stream is reset when it returns.
+
+        The handler runs in our own nursery, so that a bug in it is seen and not taken for a peer's fault.
+        """
+
+        async def on_stream(stream: Any) -> None:
+            if self._nursery is None:
+                await stream.reset()
+                return
+            over = trio.Event()
+            self._nursery.start_soon(self._run_stream, handler, HostStream(stream), over)
+            await over.wait()
+
+        self.host.set_stream_handler(TProtocol(protocol), on_stream)
+
+    async def _run_stream(self, handler: StreamHandler, stream: HostStream, over: trio.Event) -> None:
+        try:
+            await handler(stream)
+        except PacelineError as error:
+            self._report(f"stream_{error.code}")
+        finally:
+            over.set()
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 1.0):
+                try:
+                    await stream.reset()
+                except PacelineError:
+                    # Gone already.
+                    pass
+
+    async def _serve_link(self, handler: ChannelHandler, stream: HostStream) -> None:
+        if len(self._channels) >= self._config.max_channels:
+            self._report("stream_channels_over_limit")
+            return
+        await self._serve(handler, StreamChannel(stream, dialer=False))
+
+    async def _serve(self, handler: ChannelHandler, channel: DirectChannel | StreamChannel) -> None:
+        self._channels[channel] = None
+        try:
+            await handler(channel)
+        except PacelineError as error:
+            self._report(f"channel_{error.code}")
+        finally:
+            self._channels.pop(channel, None)
+            await channel.aclose()
+
+    # --- outbound -----------------------------------------------------------------------------------------------
+
+    async def dial(self, to: PeerAddress, *, timeout_s: float) -> Channel:
+        """Data addresses first, then a libp2p stream."""
+        attempts: list[tuple[str, Callable[[], Awaitable[DirectChannel | StreamChannel]]]] = []
+        for address in self._book.order(to.data):
+            attempts.append((address, partial(self._dial_data, PeerId(to.peer), address)))
+        if to.control:
+            attempts.append((f"stream to {to.peer}", partial(self._dial_stream, to)))
+        with _deadline(timeout_s, to.peer):
+            channel = await first_of(attempts, self._book, _close, peer=to.peer)
+        self._channels = {known: None for known in (*self._channels, channel) if not known.closed}
+        return channel
+
+    async def _dial_data(self, peer: PeerId, address: str) -> DirectChannel:
+        host, port = parse_tcp(address)
+        with _deadline(ATTEMPT_S, peer):
+            try:
+                stream = await trio.open_tcp_stream(host, port)
+            except OSError as error:
+                raise PeerUnavailable(f"cannot connect: {error}", peer=peer) from error
+            return await self._handshake.outbound(stream, peer, ATTEMPT_S)
+
+    async def _dial_stream(self, to: PeerAddress) -> StreamChannel:
+        return StreamChannel(await self.open_stream(to, LINK_PROTOCOL, timeout_s=math.inf), dialer=True)
+
+    async def open_stream(self, to: PeerAddress, protocol: str, *, timeout_s: float) -> HostStream:
+        """A new libp2p stream, over a connection that is dialled where there is none. Raises PeerUnavailable."""
+        with _deadline(timeout_s, to.peer):
+            await self.connect_host(to, timeout_s=timeout_s)
+            try:
+                return HostStream(await self.host.new_stream(ID.from_string(to.peer), [TProtocol(protocol)]))
+            except Exception as error:
+                raise hardening.translated(error, to.peer) from error
+
+    async def connect_host(self, to: PeerAddress, *, timeout_s: float) -> None:
+        """Make sure that the libp2p hosts are connected; every control address is tried. Raises PeerUnavailable."""
+        network, peer = self.host.get_network(), ID.from_string(to.peer)
+        if any(not connection.is_closed for connection in network.get_connections(peer)):
+            return
+        attempts = [(address, partial(self._dial_host, peer, address)) for address in self._book.order(to.control)]
+        with _deadline(timeout_s, to.peer):
+            await first_of(attempts, self._book, _close_connection, peer=to.peer)
+
+    async def _dial_host(self, peer: Any, address: str) -> Any:
+        network = self.host.get_network()
+        # Without this the library refuses for 60 s whoever failed once, other addresses included.
+        network.unblock_peer(peer)
+        with _deadline(ATTEMPT_S, str(peer)):
+            try:
+                target = Multiaddr(address)
+                self.host.get_peerstore().add_addrs(peer, [target], _ADDRESS_TTL_S)
+                # One attempt: trying again is first_of's and the caller's business.
+                return await network._dial_addr_single_attempt(target, peer)
+            except Exception as error:
+                raise hardening.translated(error, str(peer)) from error
+
+
+def _new_host(handshake: Handshake) -> Any:
+    return new_host(
+        key_pair=handshake.key_pair,
+        sec_opt={NOISE: Noise(handshake.key_pair, noise_privkey=handshake.noise_key)},
+        muxer_opt={TProtocol(YAMUX): Yamux},
+        disable_identify_address_discovery=True,
+        connection_config=ConnectionConfig(
+            enable_health_monitoring=True,
+            health_initial_delay=1.0,
+            health_check_interval=5.0,
+            ping_timeout=3.0,
+            abort_connection_on_ping_failure=True,
+            unhealthy_grace_period=1,
+            inbound_upgrade_timeout=10.0,
+        ),
+    )
+
+
+@contextmanager
+def _deadline(timeout_s: float, peer: str) -> Iterator[None]:
+    """DeadlineExceeded where the block takes longer."""
+    with trio.move_on_after(timeout_s) as scope:
+        yield
+    if scope.cancelled_caught:
+        raise DeadlineExceeded(f"no answer within {timeout_s:g} s", peer=peer)
+
+
+async def _close(channel: Channel) -> None:
+    await channel.aclose()
+
+
+async def _close_connection(connection: Any) -> None:
+    await hardening.close_connection(connection)
