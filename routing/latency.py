@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,13 @@ class LatencyMap:
     @property
     def peers(self) -> int:
         return len(self.height)
+
+    @cached_property
+    def nearest_half(self) -> Floats:
+        """Per peer, half of its shortest measured one-way latency; infinite where it measured nobody."""
+        half = np.full(self.peers, np.inf)
+        np.minimum.at(half, np.repeat(np.arange(self.peers), np.diff(self.first)), self.near_s / 2.0)
+        return half
 
     def between(self, rows: Ints, columns: Ints) -> Floats:
         """Matrix ``len(rows) × len(columns)`` of one-way seconds; 0 where both are the same peer."""

@@ -97,11 +97,14 @@ class Solution:
     legs: tuple[Leg, ...]
 
 
-def solve(problem: Problem, cutoff: float = np.inf) -> Solution | None:
-    """Cheapest ring that costs less than `cutoff`, peers possibly riding twice; None where there is none."""
+def solve(problem: Problem, cutoff: float = np.inf, heads: Ints | None = None) -> Solution | None:
+    """Cheapest ring that costs less than `cutoff`, peers possibly riding twice; None where there is none.
+
+    `heads`: the candidates that may be the head, None for all that hold layer 0.
+    """
     if not len(problem) or not problem.covered():
         return None
-    heads = np.flatnonzero(problem.start == 0)
+    heads = np.flatnonzero(problem.start == 0) if heads is None else heads
     best = _programme(problem, heads, 0)
     if best is not None and len(stages_of(problem, best.legs)) > problem.max_stages:
         best = _programme(problem, heads, problem.max_stages)

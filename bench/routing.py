@@ -1,0 +1,100 @@
+"""How long does one exact ring take? ``python -m bench.routing``
+
+Swarms of 100 to 10,000 offers of an 80-layer model, from the documented generator below; per size the median and the
+worst time of one ring on one core, and memory. Exits 1 where the median at the largest size is over 50 ms.
+
+The generator (seeded): 40 cities placed on a plane whose unit is milliseconds of one-way latency, 10 to 120 ms across
+a continent-and-ocean layout; nodes choose a city by a Zipf law and scatter 1 ms around it; access links (the height)
+are log-normal, median 2 ms one way; decode speed is log-normal over a factor of about 20 (median 1 ms a layer); spans
+are 4 to 40 layers; uplinks 5 Mbit/s to 1 Gbit/s; 0–3 sessions already there. Every node measured 8 peers, two thirds of
+them in its own city, with 10 % noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import time
+import tracemalloc
+
+import numpy as np
+
+from paceline.routing.coordinates import Coordinate
+from paceline.routing.ring import RingRequest, cheapest_ring
+from paceline.routing.view import SwarmView, swarm_view
+from paceline.wire.messages import PeerAddress
+from paceline.wire.offers import Measured, Offer, Service
+
+LAYERS = 80
+HIDDEN = 8192
+NOW = 1_000_000.0
+BAR_S = 0.050
+REVISION = b"\x07" * 32
+
+
+def swarm(size: int, seed: int, *, uniform_speed: bool = False, spread: bool = False) -> SwarmView:
+    """A view of `size` offers. `uniform_speed`: all machines alike. `spread`: no cities, nodes anywhere on the map."""
+    random = np.random.default_rng(seed)
+    place, city = _places(random, size, spread)
+    height = random.lognormal(np.log(2.0), 0.7, size)
+    near = _near(random, place, height, city)
+    decode = 1e-3 * (np.ones(size) if uniform_speed else random.lognormal(0.0, 0.8, size))
+    length = random.integers(4, 41, size)
+    start = np.clip(random.integers(-8, LAYERS, size), 0, LAYERS - length)
+    uplink = 10 ** random.uniform(5.8, 8.1, size)
+    offers = [
+        _offer(
+            at,
+            int(start[at]),
+            int(length[at]),
+            float(decode[at]),
+            float(uplink[at]),
+            int(random.integers(0, 4)),
+            near[at],
+        )
+        for at in range(size)
+    ]
+    coordinates = {_name(at): Coordinate(tuple(2e-3 * place[at]), 2e-3 * float(height[at]), 0.1) for at in range(size)}
+    return swarm_view("bench", offers, now=NOW, coordinates=coordinates)
+
+
+def _places(random: np.random.Generator, size: int, spread: bool) -> tuple[np.ndarray, np.ndarray]:
+    centres = np.array([[0.0, 0.0], [45.0, 5.0], [95.0, -10.0], [70.0, 40.0]])
+    cities = centres[random.integers(0, 4, 40)] + random.normal(0.0, 9.0, (40, 2))
+    weights = 1.0 / np.arange(1, 41)
+    city = random.choice(40, size, p=weights / weights.sum())
+    if spread:
+        return random.uniform(0.0, 100.0, (size, 2)), city
+    return cities[city] + random.normal(0.0, 1.0, (size, 2)), city
+
+
+def _near(
+    random: np.random.Generator, place: np.ndarray, height: np.ndarray, city: np.ndarray
+) -> list[tuple[tuple[str, float], ...]]:
+    """Eight measured round trips a node, with noise."""
+    size = len(height)
+    members = [np.flatnonzero(city == c) for c in range(40)]
+    rows = []
+    for at in range(size):
+        local = members[city[at]]
+        others = np.concatenate([random.choice(local, 5), random.integers(0, size, 3)])
+        gap = np.linalg.norm(place[others] - place[at], axis=1)
+        rtts = 2e-3 * (gap + height[others] + height[at]) * random.lognormal(0.0, 0.1, 8)
+        rows.append(tuple((_name(int(o)), float(r)) for o, r in zip(others, rtts, strict=True) if o != at))
+    return rows
+
+
+def _name(at: int) -> str:
+    return f"peer-{at:06d}"
+
+
+def _offer(at: int, start: int, length: int, per_layer: float, uplink: float, sessions: int, near) -> Offer:  # type: ignore[no-untyped-def]
+    measured = Measured(
+        decode_s=per_layer * length, prefill_s_per_position=per_layer * length / 50, fixed_s=5e-4,
+        decode_extra_s=per_layer * length / 10, head_s=1e-3, uplink_bytes_per_s=uplink,
+    )  # fmt: skip
+    service = Service(
+        "bench", REVISION, start, start + length, LAYERS, HIDDEN, "cuda-bf16", measured, 8192, 8192, sessions
+    )
+    return Offer(PeerAddress(_name(at)), 1, NOW, NOW + 60, (service,), rtts=near)
