@@ -1,15 +1,44 @@
-"""The engine's own thread: torch keeps its worker threads per calling thread, so forwards always run on this one."""
+"""Where forwards run: on a thread of their own in life, inline under a test's virtual clock.
+
+torch keeps its worker threads per calling thread, so all forwards run on the same one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
 import trio
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class Engine(Protocol):
+    """Runs one blocking call at a time."""
+
+    async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The call's result, or its exception."""
+        ...
+
+    def close(self) -> None:
+        """No more calls."""
+        ...
+
+
+class InlineEngine:
+    """Runs calls where it stands, each taking `step_s` of trio's time: a virtual clock cannot wait for threads."""
+
+    def __init__(self, step_s: float = 0.001) -> None:
+        self._step_s = step_s
+
+    async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        await trio.sleep(self._step_s)
+        return call(*args, **kwargs)
+
+    def close(self) -> None:
+        pass
 
 
 class EngineThread:

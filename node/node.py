@@ -18,7 +18,7 @@ from paceline.net.links import Links, LinksConfig
 from paceline.net.transport import Transport
 from paceline.node.blocks import BlockSource, NoBlocks, answer
 from paceline.node.config import NodeConfig
-from paceline.node.engine_thread import EngineThread
+from paceline.node.engine_thread import Engine, EngineThread
 from paceline.node.offering import Offering
 from paceline.node.services import LoadedService
 from paceline.node.sessions import SessionTable
@@ -44,12 +44,13 @@ class Node:
         details: Callable[[], dict[str, Any]] = dict,
         unix_time: Callable[[], float],
         links: LinksConfig | None = None,
+        engine: Engine | None = None,
     ) -> None:
         self.config = config or NodeConfig()
         self.directory = directory
         self.links = Links(transport, self._on_message, self._on_lost, links or LinksConfig(), on_up=self._on_up)
         self.me = PeerId(transport.address.peer)
-        self.engine = EngineThread()
+        self.engine = engine or EngineThread()
         self.table = SessionTable(self.me, services, self._send, self.config.journal_bytes)
         self.loop = StageLoop(
             self.table, self.engine, most_positions=self.config.most_positions, orphan_s=self.config.orphan_s

@@ -13,7 +13,7 @@ from functools import partial
 
 import trio
 
-from paceline.node.engine_thread import EngineThread
+from paceline.node.engine_thread import Engine
 from paceline.node.sessions import Batch, SessionTable, StageKey
 from paceline.wire.codec import Buffer
 from paceline.wire.errors import InternalError
@@ -37,7 +37,7 @@ class StageLoop:
     def __init__(
         self,
         table: SessionTable,
-        engine: EngineThread,
+        engine: Engine,
         *,
         most_positions: int = 512,
         orphan_s: float = 10.0,

@@ -19,6 +19,7 @@ from paceline.engine.toy import ToyModel, ToyShard, toy_generate
 from paceline.net.identity import Identity
 from paceline.net.memory import MemoryNetwork
 from paceline.node.config import NodeConfig
+from paceline.node.engine_thread import InlineEngine
 from paceline.node.node import Node
 from paceline.node.services import LoadedService
 from paceline.store.store import Store
@@ -63,6 +64,7 @@ class ToySwarm:
             services,
             config,
             unix_time=self.swarm.clock,
+            engine=InlineEngine(),
         )
         scope = trio.CancelScope()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from paceline.consistency.owner import OwnerLimits
 from paceline.wire.errors import ContextOverflow, NoRoute, PacelineError
 from paceline.wire.sampling import SamplingParams
 from tests.swarming import collect, options, toy_swarm
@@ -135,7 +136,7 @@ async def test_without_any_replica_the_session_ends_with_a_typed_error(autojump_
     async with toy_swarm(tmp_path) as swarm:
         await swarm.node("head", (0, 6))
         await swarm.node("tail", (6, 12))
-        async with swarm.client() as client:
+        async with swarm.client(OwnerLimits(give_up_s=5.0)) as client:
             stream = await client.generate(PROMPT, options(max_tokens=2000))
             assert await stream.receive() is not None
             swarm.kill("tail")
