@@ -23,6 +23,7 @@ from multiaddr import Multiaddr
 
 from paceline.dht import records
 from paceline.dht.records import ContactValidator
+from paceline.net.hardening import DHT_PROTOCOL
 from paceline.net.identity import Identity
 from paceline.wire.errors import OfferRejected
 from paceline.wire.messages import PeerAddress
@@ -82,13 +83,17 @@ class Kad:
     async def run(self) -> AsyncIterator[None]:
         """Serve and maintain the table during the block."""
         async with background_trio_service(self._dht):
-            yield
+            try:
+                yield
+            finally:
+                if self._config.serve:
+                    self._host.remove_stream_handler(DHT_PROTOCOL)
 
     async def add_members(self, members: Iterable[PeerAddress]) -> None:
         """Into the routing table."""
         for it in members:
             peer = ID.from_string(it.peer)
-            if not self._dht.routing_table.peer_in_table(peer) and peer != self._host.get_id():
+            if self._belongs(it.peer) and not self._dht.routing_table.peer_in_table(peer):
                 self._remember(it)
                 await self._dht.add_peer(peer)
 

@@ -10,7 +10,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import trio
 
@@ -18,13 +17,11 @@ from paceline.dht import offers
 from paceline.dht.kad import Kad, KadConfig
 from paceline.dht.membership import Membership, MembershipConfig
 from paceline.dht.streams import StreamCalls
+from paceline.net.host import Libp2pTransport
 from paceline.net.identity import Identity
 from paceline.wire.errors import InvalidRequest
 from paceline.wire.messages import PeerAddress
 from paceline.wire.offers import Offer, Service
-
-if TYPE_CHECKING:
-    from paceline.net.host import Libp2pTransport
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +134,9 @@ class KademliaDirectory:
 
     def _belongs(self, peer: str) -> bool:
         book = self._membership.book
-        return peer in self._bootstrap or book.find(peer, self._clock()) is not None or book.is_full
+        if book.is_full or book.find(peer, self._clock()) is not None:
+            return True
+        return peer in self._bootstrap and self._membership.answers(peer)
 
     def _may_search(self, model: str) -> bool:
         now = self._clock()

@@ -6,6 +6,8 @@ random neighbour is asked for what I lack, which repairs whatever the first two 
 members that are not in the view are tried again with backoff, so a swarm that was split, or whose first node restarted,
 grows together, and a member whose link was down for longer than an offer lives finds back without its bootstrap.
 
+Who only asks (a client) is told of withdrawals, too, over the connection it opened; the rest it hears when it asks.
+
 Knows whom to call and when. Refuses to know streams (`Calls`) and Kademlia. Epidemic repair and rumours: Demers et al.,
 "Epidemic algorithms for replicated database maintenance", 1987.
 """
@@ -17,7 +19,6 @@ from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 import trio
@@ -33,6 +34,11 @@ Clock = Callable[[], float]
 
 MAX_PULLS = 32
 """Answers taken from one member in a row."""
+
+MAX_ASKERS = 256
+"""Clients that are told of withdrawals, by one member."""
+
+ASKER_ROUNDS = 10
 
 MAX_LAPSED = 64
 """Former members that are remembered, and tried again."""
@@ -92,6 +98,7 @@ class Membership:
         self._own: SignedOffer | None = None
         self._failing: dict[str, _Failing] = {}
         self._lapsed: OrderedDict[str, PeerAddress] = OrderedDict()
+        self._askers: OrderedDict[str, float] = OrderedDict()
         self._meter = exchange.Meter()
         self._gathered: list[SignedOffer] = []
         self._passed: dict[str, tuple[float, bool]] = {}
@@ -132,14 +139,17 @@ class Membership:
         self.book.accept(signed, self._clock())
         self._own = None
         with trio.move_on_after(self._config.farewell_s):
-            await self._push([signed], self.neighbours())
+            await self._push([signed], [*self.neighbours(), *self._audience()])
 
     def answer(self, peer: str, request: bytes) -> bytes:
         """Serve one request of a connected peer. Raises Overloaded or Malformed: the stream ends."""
         self._meter.take(peer, self._clock())
         self._counts["requests"] += 1
-        told, news = exchange.answer(exchange.decode_ask(request), self.book, self._clock())
+        ask = exchange.decode_ask(request)
+        told, news = exchange.answer(ask, self.book, self._clock())
         self._gather(news)
+        if ask.digest is not None:
+            self._note_asker(peer)
         return exchange.encode(told)
 
     async def pull(self, member: PeerAddress) -> bool:
@@ -160,6 +170,10 @@ class Membership:
         known |= {it.peer: it.at for it in self.book.live(self._clock()) if it.at.control}
         known.pop(self._me, None)
         return known
+
+    def answers(self, peer: str) -> bool:
+        """Whether the last call to it, if any, went well."""
+        return peer not in self._failing
 
     def neighbours(self) -> list[PeerAddress]:
         """Whom to push to and to repair with: all, or a lasting choice of `fanout` in a large swarm."""
@@ -243,11 +257,31 @@ class Membership:
                 return
 
     async def _pass_on(self) -> None:
-        """Push the gathered news once, to neighbours, if whoever made it does not already reach everybody."""
+        """Push the gathered news once: to neighbours, where whoever made it does not reach everybody himself, and what
+        says that a node is gone to those who only ask.
+        """
         news, self._gathered = self._gathered, []
-        if news and self._nursery is not None and len(self.members()) > self._config.push_all:
+        if not news or self._nursery is None:
+            return
+        if len(self.members()) > self._config.push_all:
             self._counts["passed_on"] += len(news)
-            self._nursery.start_soon(partial(self._push, news, self.neighbours()))
+            self._nursery.start_soon(self._push, news, self.neighbours())
+        if partings := [it for it in news if offers.is_withdrawal(offers.peek(it))]:
+            self._nursery.start_soon(self._push, partings, self._audience())
+
+    def _note_asker(self, peer: str) -> None:
+        self._askers[peer] = self._clock()
+        self._askers.move_to_end(peer)
+        while len(self._askers) > MAX_ASKERS:
+            self._askers.popitem(last=False)
+
+    def _audience(self) -> list[PeerAddress]:
+        """Who asked lately and is no member. Without addresses: they are reached by the connection they opened, or not
+        at all.
+        """
+        since = self._clock() - ASKER_ROUNDS * self._config.round_s
+        members = self.members()
+        return [PeerAddress(peer) for peer, then in self._askers.items() if then >= since and peer not in members]
 
     def _gather(self, news: Sequence[SignedOffer]) -> None:
         now = self._clock()

@@ -11,11 +11,12 @@ from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 import trio
 
 from paceline.dht.exchange import MAX_EXCHANGE_BYTES, PROTOCOL
+from paceline.net.host import Libp2pTransport
+from paceline.net.streams import HostStream
 from paceline.wire.errors import DeadlineExceeded, PacelineError, PeerUnavailable, ProtocolViolation
 from paceline.wire.messages import PeerAddress
 
@@ -37,48 +38,32 @@ Answer = Callable[[str, bytes], bytes]
 """(asking peer, request) → answer; PacelineError ends the stream."""
 
 
-class Stream(Protocol):
-    """One libp2p stream to an authenticated peer, its errors translated: PeerUnavailable or ProtocolViolation."""
-
-    @property
-    def peer(self) -> str: ...
-    async def read(self, n: int) -> bytes: ...
-    async def write(self, data: bytes) -> None: ...
-    async def reset(self) -> None: ...
-
-
-class Streams(Protocol):
-    """What is asked of the host."""
-
-    async def open_stream(self, to: PeerAddress, protocol: str, *, timeout_s: float) -> Stream: ...
-    def serve_stream(self, protocol: str, handler: Any) -> None: ...
-
-
 @dataclass
 class _Line:
     """The way to one member: its stream while it lives, and whose turn it is."""
 
     turn: trio.Lock = field(default_factory=trio.Lock)
-    stream: Stream | None = None
+    stream: HostStream | None = None
 
 
 class StreamCalls:
     """`membership.Calls` over a host, and the serving side of it."""
 
-    def __init__(self, streams: Streams, answer: Answer) -> None:
+    def __init__(self, transport: Libp2pTransport, answer: Answer) -> None:
         self.counts: Counter[str] = Counter()
-        self._streams = streams
+        self._transport = transport
         self._answer = answer
         self._lines: OrderedDict[str, _Line] = OrderedDict()
         self._served: Counter[str] = Counter()
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
-        """Serve the protocol; on leaving, every stream that was opened here is reset."""
-        self._streams.serve_stream(PROTOCOL, self.serve)
+        """Serve the protocol; on leaving, no more, and every stream that was opened here is reset."""
+        self._transport.serve_stream(PROTOCOL, self.serve)
         try:
             yield
         finally:
+            self._transport.host.remove_stream_handler(PROTOCOL)
             for line in list(self._lines.values()):
                 await _hang_up(line)
             self._lines.clear()
@@ -96,10 +81,10 @@ class StreamCalls:
                 except PeerUnavailable as error:
                     if isinstance(error, DeadlineExceeded):
                         raise
-            line.stream = await self._streams.open_stream(to, PROTOCOL, timeout_s=CALL_TIMEOUT_S)
+            line.stream = await self._transport.open_stream(to, PROTOCOL, timeout_s=CALL_TIMEOUT_S)
             return await self._ask(line, request)
 
-    async def serve(self, stream: Stream) -> None:
+    async def serve(self, stream: HostStream) -> None:
         """Answer requests on one inbound stream until it ends, breaks a rule, or stays idle."""
         peer = stream.peer
         if self._served[peer] >= MAX_STREAMS_PER_PEER or self._served.total() >= MAX_STREAMS:
@@ -149,18 +134,18 @@ class StreamCalls:
         return reply
 
 
-async def _write_frame(stream: Stream, data: bytes) -> None:
+async def _write_frame(stream: HostStream, data: bytes) -> None:
     await stream.write(_LENGTH.pack(len(data)) + data)
 
 
-async def _read_frame(stream: Stream) -> bytes:
+async def _read_frame(stream: HostStream) -> bytes:
     (size,) = _LENGTH.unpack(await _read_exactly(stream, _LENGTH.size))
     if size > MAX_EXCHANGE_BYTES:
         raise ProtocolViolation(f"exchange of {size} bytes, {MAX_EXCHANGE_BYTES} allowed", peer=stream.peer)
     return await _read_exactly(stream, size)
 
 
-async def _read_exactly(stream: Stream, size: int) -> bytes:
+async def _read_exactly(stream: HostStream, size: int) -> bytes:
     """Memory grows with what arrives, not with what was announced."""
     data = bytearray()
     while len(data) < size:
@@ -177,7 +162,7 @@ async def _hang_up(line: _Line) -> None:
         await _reset(stream)
 
 
-async def _reset(stream: Stream) -> None:
+async def _reset(stream: HostStream) -> None:
     with trio.CancelScope(shield=True, deadline=trio.current_time() + RESET_S):
         try:
             await stream.reset()

@@ -6,16 +6,20 @@ condition; it gives up with an assertion after a bound.
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol
 
 import pytest
 import trio
+from dht_hosts import loopback, way_in
 from dht_making import NOW, offer, person
 
 from paceline.dht import offers
 from paceline.dht.directory import Directory
+from paceline.dht.kademlia import DirectoryConfig, KademliaDirectory
+from paceline.dht.membership import MembershipConfig
 from paceline.dht.memory import MemoryDirectory, MemorySwarm
 from paceline.net.identity import Identity
 from paceline.wire.errors import OfferRejected
@@ -51,7 +55,31 @@ class MemoryWorld:
             yield directory
 
 
-WORLDS: dict[str, Callable[[], Any]] = {"memory": MemoryWorld}
+EAGER = MembershipConfig(round_s=0.3)
+
+
+class LoopbackWorld:
+    """libp2p hosts on 127.0.0.1. Whoever joins is told of the previous one only: any member is a way in."""
+
+    def __init__(self) -> None:
+        self._last: tuple[str, ...] = ()
+
+    def now(self) -> float:
+        return time.time()
+
+    async def sleep(self, seconds: float) -> None:
+        await trio.sleep(seconds)
+
+    @asynccontextmanager
+    async def join(self, who: Identity) -> AsyncIterator[Directory]:
+        async with loopback(who) as transport:
+            directory = KademliaDirectory(transport, who, DirectoryConfig(self._last, membership=EAGER))
+            self._last = way_in(transport)
+            async with directory.run():
+                yield directory
+
+
+WORLDS: dict[str, Callable[[], Any]] = {"memory": MemoryWorld, "loopback": LoopbackWorld}
 
 
 @pytest.fixture(params=sorted(WORLDS))

@@ -115,7 +115,7 @@ async def swarm(net: Net, count: int, **options: object) -> AsyncIterator[list[M
 async def test_a_fresh_client_has_the_whole_view_after_one_call(autojump_clock: trio.testing.MockClock) -> None:
     net = Net()
     async with swarm(net, 10):
-        await trio.sleep(5)
+        await trio.sleep(9)
         for n in (1, 5, 10):
             before = trio.current_time()
             async with net.join(person(40 + n), person(n)) as client:
@@ -128,7 +128,7 @@ async def test_an_announcement_reaches_everybody_at_once_in_a_small_swarm(
 ) -> None:
     net = Net()
     async with swarm(net, 10) as members:
-        await trio.sleep(6)
+        await trio.sleep(9)
         async with net.join(person(60), person(7)) as fresh:
             announce(fresh, person(60))
             await trio.sleep(3 * LATENCY_S)
@@ -151,6 +151,21 @@ async def test_a_dead_node_vanishes_within_its_lifetime_and_a_withdrawn_one_at_o
         await trio.sleep(12.0)
         assert all(gone.peer not in seen(it) for it in others)
         assert all(len(seen(it)) >= 6 for it in others)
+
+
+async def test_a_client_hears_of_a_withdrawal_before_it_asks_again(autojump_clock: trio.testing.MockClock) -> None:
+    net = Net()
+    async with swarm(net, 4), net.join(person(50), person(2), round_s=20.0) as client:
+        await trio.sleep(1)
+        async with net.join(person(9), person(1)) as leaver:
+            announce(leaver, person(9))
+            await trio.sleep(0.1)
+            await client.pull(address(person(3)))
+            last = client.book.find(person(9).peer, clock())
+            assert last is not None
+            await leaver.withdraw(offers.sign(person(9), offers.withdrawal(last, clock())))
+            await trio.sleep(1.0)
+            assert person(9).peer not in seen(client)
 
 
 async def test_rumours_and_repair_reach_everybody_in_a_larger_swarm(autojump_clock: trio.testing.MockClock) -> None:
