@@ -1,0 +1,185 @@
+"""A span of any certified family: transformers' own modules, built empty and filled from blocks.
+
+The model class is constructed on the meta device (no memory), only the span's layers are kept, and each layer's
+parameters are bound to the mapped blocks. What lies outside the layers is engine.ends' business.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from paceline.engine import attention, ends, linear
+from paceline.engine.blocks import DTYPES, read_tensors
+from paceline.engine.kv import StepHolder
+from paceline.store.manifest import Block, Manifest
+from paceline.store.store import Store
+from paceline.wire.errors import UnsupportedModel
+from paceline.wire.ids import Span
+from paceline.wire.messages import Dtype
+
+CERTIFIED = {
+    *("cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "glm4", "gpt_oss", "granite", "llama", "mistral"),
+    *("mixtral", "olmo2", "olmo3", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3"),
+}
+"""`model_type`s that `python -m bench.parity_shards` proves. Everything else is refused."""
+
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
+_LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
+"""Rotary embeddings whose angles depend on the sequence's length: exact only below the original context."""
+_SMALL = 1 << 20
+"""Bytes below which a parameter is copied out of a mapping that is otherwise no longer needed."""
+
+Rotary = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass
+class Parts:
+    """A loaded span."""
+
+    layers: list[nn.Module]
+    rotary: list[Rotary]
+    """Position embedding of each layer; layers that share one share the object."""
+    holder: StepHolder
+    head: ends.Head | None
+    tail: ends.Tail | None
+    max_context: int
+
+
+def load(store: Store, manifest: Manifest, span: Span, device: torch.device, dtype: Dtype, *, packed: bool) -> Parts:
+    """Build and fill a span. Raises UnsupportedModel, ModelNotFound, CorruptBlock.
+
+    `packed`: linear weights are copied once into the layout that the CPU multiplies fastest; otherwise they stay
+    pages of the store's files.
+    """
+    if span.end > len(manifest.layers):
+        raise UnsupportedModel(f"span {span} of a model of {len(manifest.layers)} layers")
+    config = configuration(manifest)
+    model = _skeleton(config, DTYPES[dtype])
+    base, holder = model.model, StepHolder()
+    filler = _Filler(store, model, device, DTYPES[dtype], packed and linear.can_pack(device, DTYPES[dtype]))
+    base.rotary_emb = type(base.rotary_emb)(config).to(device)
+    layers = [filler.layer(base.layers[at], manifest.layers[at], holder) for at in range(span.start, span.end)]
+    head = tail = None
+    if span.start == 0:
+        head = ends.head(model, filler.fill(base.embed_tokens, manifest.embed))
+    if span.end == len(manifest.layers):
+        tail = ends.tail(model, *filler.tail(base.norm, model.lm_head, manifest))
+    return Parts(layers, _rotaries(base.rotary_emb, config, span), holder, head, tail, _max_context(config, manifest))
+
+
+def configuration(manifest: Manifest) -> Any:
+    """transformers' configuration object. Raises UnsupportedModel for a family that is not certified."""
+    if manifest.family not in CERTIFIED:
+        raise UnsupportedModel(
+            f"model family {manifest.family!r} is not certified: its tokens could be wrong",
+            cure=f"certified families: {', '.join(sorted(CERTIFIED))}",
+        )
+    from transformers import CONFIG_MAPPING
+
+    config = CONFIG_MAPPING[manifest.family].from_dict(dict(manifest.config))
+    kinds = set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES
+    if kinds:
+        raise UnsupportedModel(f"layers of type {', '.join(sorted(kinds))} are not supported")
+    return config
+
+
+def _skeleton(config: Any, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    attention.register()
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.NAME)
+    for path in ("model.embed_tokens", "model.layers", "model.norm", "model.rotary_emb", "lm_head"):
+        holder, _, name = path.rpartition(".")
+        if not hasattr(model.get_submodule(holder), name):
+            raise UnsupportedModel(f"{type(model).__name__} has no {path}")
+    return model.eval().requires_grad_(False)
+
+
+class _Filler:
+    """Puts blocks' tensors into modules that were built on the meta device."""
+
+    def __init__(self, store: Store, model: Any, device: torch.device, dtype: torch.dtype, packed: bool) -> None:
+        self._store, self._model, self._device, self._dtype, self._packed = store, model, device, dtype, packed
+        strict = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
+        loose = getattr(model, "_keep_in_fp32_modules", None) or ()
+        self._in_f32 = {*strict, *(loose if dtype == torch.float16 else ())}
+
+    def layer(self, layer: nn.Module, block: Block, holder: StepHolder) -> nn.Module:
+        for module in self.fill(layer, block).modules():
+            if hasattr(module, "layer_idx"):
+                module.paceline = holder  # type: ignore[assignment]
+        return self._pack(layer)
+
+    def fill(self, module: nn.Module, block: Block) -> nn.Module:
+        self._bind(module, self._tensors(block))
+        return module
+
+    def tail(self, norm: nn.Module, lm_head: nn.Module, manifest: Manifest) -> tuple[nn.Module, nn.Module]:
+        """`norm` and the LM head, filled."""
+        tensors = self._tensors(manifest.head)
+        if manifest.tied:
+            tensors["lm_head.weight"] = self._tensors(manifest.embed)["weight"]
+        both = nn.ModuleDict({"norm": norm, "lm_head": lm_head})
+        self._bind(both, tensors)
+        self._pack(both)
+        return both["norm"], both["lm_head"]
+
+    def _tensors(self, block: Block) -> dict[str, Tensor]:
+        found = read_tensors(self._store.path(block.digest))
+        return {name: self._placed(name, tensor) for name, tensor in found.items()}
+
+    def _placed(self, name: str, tensor: Tensor) -> Tensor:
+        keep = any(part in name.split(".") for part in self._in_f32)
+        return tensor.to(device=self._device, dtype=torch.float32 if keep else self._dtype)
+
+    def _bind(self, module: nn.Module, tensors: dict[str, Tensor]) -> None:
+        for part in module.modules():
+            self._make_buffers(part)
+        try:
+            module.load_state_dict(tensors, strict=True, assign=True)
+        except RuntimeError as error:
+            raise UnsupportedModel(f"the model's blocks do not fit {type(module).__name__}: {error}") from error
+        module.requires_grad_(False)
+
+    def _make_buffers(self, module: nn.Module) -> None:
+        """Buffers that no block holds are recomputed by the family's own initialisation."""
+        absent = {name: buffer for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta}
+        absent = {name: buffer for name, buffer in absent.items() if name in module._non_persistent_buffers_set}
+        for name, buffer in absent.items():
+            module._buffers[name] = torch.empty_like(buffer, device=self._device)
+        if absent:
+            self._model._init_weights(module)
+
+    def _pack(self, module: nn.Module) -> nn.Module:
+        if self._packed:
+            linear.pack(module)
+            for parameter in module.parameters():
+                if parameter.nbytes < _SMALL:
+                    parameter.data = parameter.data.clone()
+        return module
+
+
+def _rotaries(rotary: Any, config: Any, span: Span) -> list[Rotary]:
+    if "layer_type" not in inspect.signature(rotary.forward).parameters:
+        return [rotary] * len(span)
+    kinds = config.layer_types[span.start : span.end]
+    by_kind = {kind: functools.partial(rotary, layer_type=kind) for kind in set(kinds)}
+    return [by_kind[kind] for kind in kinds]
+
+
+def _max_context(config: Any, manifest: Manifest) -> int:
+    ropes = getattr(config, "rope_parameters", None) or {}
+    limit = manifest.max_context
+    for rope in (ropes, *(value for value in ropes.values() if isinstance(value, dict))):
+        if rope.get("rope_type") in _LENGTH_DEPENDENT_ROPE:
+            original = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+            limit = min(limit, int(original))
+    return limit
