@@ -276,8 +276,6 @@ class DirectListener:
         self._room_after -= 1
         try:
             await self._handler(channel)
-        except PacelineError as error:
-            self._report(f"channel_{error.code}")
         finally:
             self._room_after += 1
             await channel.aclose()

@@ -20,7 +20,7 @@ from libp2p.custom_types import TProtocol
 from libp2p.io import trio as libp2p_tcp
 from libp2p.io import utils as libp2p_reading
 from libp2p.io.exceptions import ConnectionClosedError, IncompleteReadError
-from libp2p.network import swarm
+from libp2p.network import auto_connector, swarm
 from libp2p.pubsub.pubsub import Pubsub
 
 from paceline.net import patched_yamux
@@ -41,7 +41,15 @@ def harden() -> None:
     """Apply every fix, once per process. Safe to call again."""
     if getattr(swarm, "_paceline_hardened", False):
         return
-    for fix in (*patched_yamux.FIXES, dial_quickly, read_long_messages, read_tcp_in_bulk, own_dht, be_quiet):
+    for fix in (
+        *patched_yamux.FIXES,
+        dial_quickly,
+        read_long_messages,
+        read_tcp_in_bulk,
+        own_dht,
+        dial_only_when_asked,
+        be_quiet,
+    ):
         fix()
     swarm._paceline_hardened = True
 
@@ -113,6 +121,15 @@ def own_dht() -> None:
         module.PROTOCOL_ID = TProtocol(DHT_PROTOCOL)
     for module in (kad_common, kad_main, kad_routing, kad_providers):
         module.QUERY_TIMEOUT = DHT_QUERY_TIMEOUT_S
+
+
+def dial_only_when_asked() -> None:
+    """The library dials whoever it has ever heard of until it has 200 connections."""
+
+    async def maybe_connect(self: Any) -> None:
+        await trio.lowlevel.checkpoint()
+
+    auto_connector.AutoConnector.maybe_connect = maybe_connect
 
 
 def be_quiet() -> None:
