@@ -1,7 +1,7 @@
 """The directory over libp2p: a warm view by the exchange protocol, Kademlia behind it.
 
 Composition and nothing else: signs, hands to `Membership` (fast, complete, seconds old) and to `Kad` (slow, scales,
-minutes old), and asks the second only where the first knows nobody. Why two: docs/adr/0003-directory.md.
+minutes old), and asks the second only where the first knows nobody. Why two: docs/adr/0004-directory.md.
 """
 
 from __future__ import annotations

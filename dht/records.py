@@ -3,7 +3,7 @@
 Two kinds. A *contact* is a value record under a key made of the peer's id: its addresses, signed by it, good for a few
 minutes. A *provider record* under a key made of a model's name or revision names peers only. Neither is an offer, and
 neither enters a view: both only say whom to ask, and the answer is a live offer or nothing. So records may live for
-minutes, which Kademlia needs, while a dead node leaves the views within seconds (docs/adr/0003-directory.md).
+minutes, which Kademlia needs, while a dead node leaves the views within seconds (docs/adr/0004-directory.md).
 
 Knows keys, bytes and rules. Refuses to know the DHT that holds them (dht/kad.py).
 """
