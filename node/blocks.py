@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from paceline.store.store import Store
+from paceline.wire.errors import CorruptBlock
+from paceline.wire.ids import Revision
 from paceline.wire.messages import BlockPiece, BlockRequest
 
 
@@ -26,3 +29,24 @@ def answer(source: BlockSource, request: BlockRequest) -> tuple[BlockPiece, byte
     """The piece asked for, as message and payload."""
     total, data = source.piece(request.hash, request.offset, request.length)
     return BlockPiece(request.request, total), data
+
+
+class StoreBlocks:
+    """Blocks of a model store. Only text blocks and manifests are small enough to be served piece by piece."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def piece(self, digest: bytes, offset: int, length: int) -> tuple[int, bytes]:
+        try:
+            path = self._store.manifest_path(Revision(digest))
+            if not path.exists():
+                if not self._store.has(digest):
+                    return 0, b""
+                path = self._store.path(digest)
+            with path.open("rb") as file:
+                total = file.seek(0, 2)
+                file.seek(min(offset, total))
+                return total, file.read(length)
+        except (OSError, CorruptBlock):
+            return 0, b""

@@ -160,6 +160,10 @@ class Store:
             raise CorruptBlock(f"manifest {path.name[:12]} does not have the hash it is named by")
         return decode(data)
 
+    def manifest_path(self, revision: Revision) -> Path:
+        """Where that manifest's bytes lie, if they are here."""
+        return self.root / "manifests" / revision.hex()
+
     def list(self) -> list[Listing]:
         """The named models, by name."""
         return [self._listing(unquote(path.name)) for path in sorted((self.root / "names").iterdir())]

@@ -1,0 +1,72 @@
+"""`paceline …`: the commands, and how they fail: a typed error in one line with its cure, never a traceback.
+
+Commands import what they need when they run, so that `paceline --help` is quick and a client needs no torch.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from paceline.cli import node, pull, status, talk, up
+from paceline.cli.console import fail
+from paceline.wire.errors import PacelineError
+
+app = typer.Typer(
+    name="paceline",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help=(
+        "Run a large language model across machines that nobody owns together.\n\n"
+        "Each machine holds a span of the model's layers; a request rides a ring of them. "
+        "A machine that leaves costs a pause, not a token.\n\n"
+        "**Start here:** `paceline up` runs a swarm of three nodes on this machine; "
+        "then `paceline chat` in another terminal."
+    ),
+)
+app.command("up")(up.up)
+app.command("node")(node.node)
+app.command("generate")(talk.generate)
+app.command("chat")(talk.chat)
+app.command("status")(status.status)
+app.command("route")(status.route)
+app.command("pull")(pull.pull)
+
+
+def main() -> None:
+    """The console script. Exit status: 0 done, 1 a typed error, 2 wrong usage, 130 interrupted."""
+    try:
+        app(standalone_mode=True)
+    except PacelineError as error:
+        fail(error)
+    except KeyboardInterrupt:
+        interrupted()
+    except BaseExceptionGroup as group:
+        leaves = _leaves(group)
+        typed = [error for error in leaves if isinstance(error, PacelineError)]
+        if typed and len(typed) == len(leaves):
+            fail(typed[0])
+        if all(isinstance(error, KeyboardInterrupt) for error in leaves):
+            interrupted()
+        raise
+
+
+def interrupted() -> None:
+    """End as a shell expects after Ctrl-C. What is left of daemon threads must not delay it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(130)
+
+
+def _leaves(group: BaseExceptionGroup) -> list[BaseException]:
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found
+
+
+if __name__ == "__main__":
+    main()

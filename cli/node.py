@@ -1,0 +1,86 @@
+"""`paceline node`: serve a span of a model from this machine."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from paceline.cli.console import console, progress
+
+
+def node(
+    model: Annotated[str, typer.Option(help="Model name or revision; see `paceline pull`.")] = "smollm2-135m-instruct",
+    span: Annotated[
+        str, typer.Option(help="Layers to serve: `all`, `START:END`, or `K/N` for the K-th of N equal parts.")
+    ] = "all",
+    swarm: Annotated[
+        list[str] | None,
+        typer.Option(help="Multiaddr of any member to join through (repeat for several). None: begin a new swarm."),
+    ] = None,
+    listen: Annotated[str, typer.Option(help="IP address to listen on; 0.0.0.0 for all interfaces.")] = "0.0.0.0",
+    port: Annotated[int, typer.Option(help="TCP port of the control plane; 0: any.")] = 0,
+    data_port: Annotated[int, typer.Option(help="TCP port of the direct data channel; 0: any.")] = 0,
+    announce: Annotated[
+        list[str] | None, typer.Option(help="Address to tell others instead of the interfaces' own (port forwarding).")
+    ] = None,
+    home: Annotated[Path | None, typer.Option(help="Where models and identity lie.", envvar="PACELINE_HOME")] = None,
+    name: Annotated[str, typer.Option(help="Which identity of this machine to use.")] = "node",
+    device: Annotated[str, typer.Option(help="torch device: cpu, cuda, cuda:1.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="Numbers to compute in: f32, bf16 or f16.")] = "f32",
+    threads: Annotated[int, typer.Option(help="CPU threads for the model; 0: all cores.")] = 0,
+    kv_positions: Annotated[int, typer.Option(help="Room for KV, in positions.")] = 65_536,
+    ready_file: Annotated[Path | None, typer.Option(hidden=True)] = None,
+    until_stdin_closes: Annotated[bool, typer.Option(hidden=True)] = False,
+) -> None:
+    """Serve a span of a model from this machine until Ctrl-C.
+
+    Sessions that ride here when you leave are handed over: their text goes on elsewhere, and no token is lost. A second
+    Ctrl-C leaves at once.
+
+    Examples:
+
+      paceline node                                        # a new swarm, whole model
+
+      paceline node --span 1/3 --swarm /ip4/…/tcp/…/p2p/…  # join one with a third of the layers
+    """
+    import trio
+
+    from paceline.client.connect import home_folder
+    from paceline.engine.loading import LoadConfig
+    from paceline.net.host import NetConfig
+    from paceline.node.config import NodeConfig
+    from paceline.node.daemon import DaemonConfig, serve
+    from paceline.node.node import Node
+    from paceline.wire.errors import InvalidRequest
+
+    if dtype not in ("f32", "bf16", "f16"):
+        raise InvalidRequest(f"dtype {dtype!r}", cure="choose f32, bf16 or f16")
+    root = home_folder(home)
+    config = DaemonConfig(
+        home=root,
+        identity=root / "identities" / name,
+        load=LoadConfig(model, span, device, dtype, threads, kv_positions),  # type: ignore[arg-type]
+        bootstrap=tuple(swarm or ()),
+        net=NetConfig(listen_host=listen, control_port=port, data_port=data_port, announce=tuple(announce or ())),
+        node=NodeConfig(agent=f"paceline/{name}"),
+        ready_file=ready_file,
+        until_stdin_closes=until_stdin_closes,
+    )
+
+    def ready(served: Node) -> None:
+        service = served.table.services[0]
+        address = served.links.address
+        console.print(
+            f"[bold green]serving[/] layers {service.shard.span} of {service.model} as {address.peer}\n"
+            f"  decode {service.measured.decode_s * 1e3:.1f} ms a token, numerics {service.shard.numerics}\n"
+            "  join with: paceline node --swarm "
+            + " --swarm ".join(f"{c}/p2p/{address.peer}" for c in address.control),
+            soft_wrap=True,
+        )
+
+    with progress() as report:
+        trio.run(partial(serve, config, report, ready), strict_exception_groups=False)
+    console.print("left the swarm")

@@ -1,0 +1,42 @@
+"""`paceline pull`: bring a model into the local store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from paceline.cli.console import console, progress
+
+
+def pull(
+    model: Annotated[str, typer.Argument(help="`smollm2-135m-instruct`, or a folder or GGUF file.")] = (
+        "smollm2-135m-instruct"
+    ),
+    name: Annotated[str, typer.Option(help="Name in the store, for a folder or file.")] = "",
+    home: Annotated[Path | None, typer.Option(help="Where models lie.", envvar="PACELINE_HOME")] = None,
+) -> None:
+    """Bring a model into the local store: fetched, converted once to verified blocks, named by its hash."""
+    from paceline.client.connect import home_folder
+    from paceline.engine import default_model
+    from paceline.store.store import Store
+
+    store = Store(home_folder(home) / "store")
+    with progress() as report:
+        if model == default_model.NAME:
+            manifest = default_model.ensure(store, report)
+        else:
+            from paceline.engine.convert import open_source
+            from paceline.engine.source import build
+
+            path = Path(model)
+            named = name or path.stem.lower()
+            manifest = build(store, open_source(path), named, lambda done, total: report("convert", done, total))
+            store.put_manifest(manifest)
+    total = sum(block.size for block in manifest.blocks())
+    console.print(
+        f"[bold]{manifest.name}[/]: {manifest.architecture}, {len(manifest.layers)} layers, {total / 1e6:.0f} MB, "
+        f"revision {manifest.revision.hex()[:12]}",
+        soft_wrap=True,
+    )

@@ -1,0 +1,94 @@
+"""`paceline status` and `paceline route`: what the swarm says of itself, and which ring a request would ride."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from paceline.cli.console import console
+from paceline.cli.talk import Home, Model, Swarm
+
+
+def status(
+    swarm: Swarm = None,
+    home: Home = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON on standard output.")] = False,
+) -> None:
+    """Nodes, their layers, speed, load and counted errors; and whether every layer of each model is covered."""
+    from paceline.client.sync import Client
+
+    with Client(swarm, home=home) as client:
+        nodes = client.status()
+    if as_json:
+        json.dump(nodes, sys.stdout, indent=2)
+        sys.stdout.write("\n")
+        return
+    table = Table("node", "state", "model", "layers", "decode", "sessions", "KV free", "memory", "errors")
+    for node in nodes:
+        table.add_row(*_row(node))
+    console.print(table)
+    for line in _coverage(nodes):
+        console.print(line, soft_wrap=True)
+
+
+def _row(node: dict[str, Any]) -> list[str]:
+    who = f"{node.get('agent', '')} {node['peer'][-8:]}".strip()
+    if "error" in node:
+        return [who, "[red]silent[/]", "", "", "", "", "", "", node["error"]]
+    services = node["services"]
+    faults = {**node["counters"], **node["links"]["errors"], **node.get("transport", {})}
+    return [
+        who,
+        node["state"],
+        "\n".join(s["model"] for s in services),
+        "\n".join(s["span"] for s in services),
+        "\n".join(f"{s['decode_s'] * 1e3:.1f} ms" for s in services),
+        str(node["sessions"]),
+        "\n".join(str(s["kv_free"]) for s in services),
+        f"{node.get('rss_bytes', 0) / 1e6:.0f} MB",
+        ", ".join(f"{name} {count}" for name, count in sorted(faults.items()) if count),
+    ]
+
+
+def _coverage(nodes: list[dict[str, Any]]) -> list[str]:
+    held: dict[tuple[str, str, int], set[int]] = {}
+    for node in nodes:
+        for service in node.get("services", ()):
+            start, end = (int(part) for part in service["span"].split(":"))
+            key = (service["model"], service["revision"][:12], service["layers"])
+            held.setdefault(key, set()).update(range(start, end))
+    lines = []
+    for (model, revision, layers), covered in sorted(held.items()):
+        missing = layers - len(covered)
+        verdict = "[green]complete[/]" if not missing else f"[red]{missing} of {layers} layers missing[/]"
+        lines.append(f"{model} {revision}: {verdict}")
+    return lines or ["[yellow]the swarm is empty[/]: start a node with paceline node"]
+
+
+def route(
+    swarm: Swarm = None,
+    home: Home = None,
+    model: Model = None,
+    positions: Annotated[int, typer.Option(help="Prompt and answer together, in tokens.", min=1)] = 512,
+) -> None:
+    """Which ring a request would ride now, what it is predicted to cost, and the runner-up."""
+    import trio
+
+    async def explain_now() -> str:
+        from paceline.client.chooser import newest_revision
+        from paceline.client.connect import ClientConfig, as_addresses, connect
+        from paceline.routing.ring import RingRequest, cheapest_ring, explain, runner_up
+
+        async with connect(ClientConfig(as_addresses(swarm), home)) as core:
+            name = await core.model_name(model, 5.0)
+            await newest_revision(core.swarm, name, 5.0)
+            await trio.sleep(0.3)  # round trips of the links just opened
+            view, revision = await newest_revision(core.swarm, name, 5.0)
+            plan = cheapest_ring(view, RingRequest(revision, positions=positions))
+            return explain(plan, runner_up(view, plan))
+
+    sys.stdout.write(trio.run(explain_now, strict_exception_groups=False) + "\n")

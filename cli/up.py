@@ -1,0 +1,86 @@
+"""`paceline up`: a swarm of node processes on this machine, for trying out and for development."""
+
+from __future__ import annotations
+
+import json
+import signal
+import tempfile
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from paceline.cli.console import console, progress
+
+DEMO_PROMPT = "Explain in three sentences why a group of cyclists riding in a line is faster than one alone."
+
+
+def up(
+    nodes: Annotated[int, typer.Option(help="How many node processes.", min=1, max=16)] = 3,
+    model: Annotated[str, typer.Option(help="Model name or revision; see `paceline pull`.")] = "smollm2-135m-instruct",
+    replicas: Annotated[int, typer.Option(help="How many nodes hold each span.", min=1, max=4)] = 1,
+    home: Annotated[Path | None, typer.Option(help="Where models and identities lie.", envvar="PACELINE_HOME")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads of each node; 0: all cores.")] = 0,
+    dtype: Annotated[str, typer.Option(help="Numbers to compute in: f32, bf16 or f16.")] = "f32",
+    demo: Annotated[bool, typer.Option("--demo", help="Stream one answer, say who did what, and stop.")] = False,
+    prompt: Annotated[str, typer.Option(help="What the demo asks.")] = DEMO_PROMPT,
+) -> None:
+    """Run a swarm on this machine: real node processes, each with a part of the model. Ctrl-C ends it.
+
+    Other terminals find it by themselves: try `paceline chat`, `paceline status`.
+    """
+    from paceline.cli.local_swarm import local_swarm
+    from paceline.client.connect import LOCAL_SWARM_FILE, home_folder
+    from paceline.engine import default_model
+    from paceline.store.store import Store
+
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    root = home_folder(home)
+    with progress() as report:
+        if model in (default_model.NAME, default_model.REVISION):
+            default_model.ensure(Store(root / "store"), report)
+    spans = [f"{part}/{nodes}" for part in range(1, nodes + 1)] * replicas
+    swarm_file = root / LOCAL_SWARM_FILE
+    with tempfile.TemporaryDirectory(prefix="paceline-") as folder, progress() as report:
+        options = ["--threads", str(threads), "--dtype", dtype]
+        with local_swarm(
+            root,
+            Path(folder),
+            model,
+            spans,
+            options=options,
+            report=lambda ready: report("nodes ready", ready, len(spans)),
+        ) as swarm:
+            swarm_file.write_text(json.dumps({"bootstrap": swarm.bootstrap}))
+            try:
+                if demo:
+                    _demo(swarm.bootstrap, {node.peer: node.name for node in swarm.nodes}, prompt, root)
+                else:
+                    _show(swarm.nodes)
+                    threading.Event().wait()
+            except KeyboardInterrupt:
+                console.print("\nstopping …")
+            finally:
+                swarm_file.unlink(missing_ok=True)
+
+
+def _show(nodes: list[object]) -> None:
+    table = Table("node", "part", "peer", "joins at", title="swarm is up", title_style="bold green")
+    for node in nodes:
+        table.add_row(node.name, node.span, node.peer, ", ".join(node.bootstrap))  # type: ignore[attr-defined]
+    console.print(table)
+    console.print("try: [bold]paceline chat[/] or [bold]paceline status[/] in another terminal. Ctrl-C ends the swarm.")
+
+
+def _demo(bootstrap: tuple[str, ...], names: dict[str, str], prompt: str, home: Path) -> None:
+    from paceline.cli.talk import account, stream_to_stdout
+    from paceline.client.sync import Client
+
+    with Client(bootstrap, home=home) as client:
+        console.print(f"[bold]asking[/] {prompt}\n", soft_wrap=True)
+        answer = client.chat([{"role": "user", "content": prompt}], max_tokens=128)
+        stream_to_stdout(answer)
+        console.print()
+        account(answer.result, names)

@@ -1,0 +1,88 @@
+"""From settings to a loaded, measured span: what a daemon asks of the engine in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from paceline.engine import default_model
+from paceline.engine.shard import Shard
+from paceline.store.manifest import Manifest
+from paceline.store.store import Store
+from paceline.wire.errors import InvalidRequest
+from paceline.wire.ids import Revision, Span
+from paceline.wire.messages import Dtype
+from paceline.wire.offers import Measured
+
+Report = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadConfig:
+    """`span`: ``"all"``, ``"START:END"``, or ``"K/N"``: the K-th (from 1) of N parts of equal decode cost.
+
+    `threads` 0: torch's choice. `kv_positions`: KV room, in positions of the span.
+    """
+
+    model: str = default_model.NAME
+    span: str = "all"
+    device: str = "cpu"
+    dtype: Dtype = "f32"
+    threads: int = 0
+    kv_positions: int = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A span, ready to serve."""
+
+    model: str
+    revision: Revision
+    shard: Shard
+    measured: Measured
+
+
+def load_service(store: Store, config: LoadConfig, report: Report) -> Loaded:
+    """Pull the default model if it is wanted and absent, load the span, measure it.
+
+    Raises InvalidRequest, ModelNotFound, UnsupportedModel, CorruptBlock, DiskFull.
+    """
+    if config.model in (default_model.NAME, default_model.REVISION):
+        manifest = default_model.ensure(store, report)
+    else:
+        manifest = store.manifest(config.model)
+    span = resolve_span(manifest, config.span)
+    report("load", 0, 0)
+    from paceline.engine.measure import measure
+    from paceline.engine.torch_shard import TorchShard
+
+    shard = TorchShard.load(
+        store,
+        manifest,
+        span,
+        device=config.device,
+        dtype=config.dtype,
+        threads=config.threads,
+        kv_positions=config.kv_positions,
+    )
+    report("measure", 0, 0)
+    return Loaded(manifest.name, manifest.revision, shard, measure(shard))
+
+
+def resolve_span(manifest: Manifest, text: str) -> Span:
+    """The user's spelling of a span → layers of this model. Raises InvalidRequest."""
+    layers = len(manifest.layers)
+    try:
+        if text == "all":
+            return manifest.span
+        if "/" in text:
+            part, _, parts = text.partition("/")
+            from paceline.engine.measure import suggest_split
+
+            return suggest_split(manifest, int(parts))[int(part) - 1]
+        span = Span.parse(text)
+    except (ValueError, IndexError) as error:
+        raise InvalidRequest(f"{text!r} is not a span", cure="write START:END (0:10), K/N (1/3) or all") from error
+    if span.end > layers:
+        raise InvalidRequest(f"span {span} of a model of {layers} layers", cure=f"stay within 0:{layers}")
+    return span

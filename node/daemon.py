@@ -1,0 +1,140 @@
+"""The daemon: builds a real node from its settings, and runs it until it is told to leave.
+
+The composition root of a node process. Everything is built here, once, in order: identity, store, shard (on the engine's
+thread, measured there), transport, directory, node.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from paceline.dht.kademlia import DirectoryConfig, KademliaDirectory
+from paceline.engine.loading import LoadConfig, load_service
+from paceline.net.host import Libp2pTransport, NetConfig
+from paceline.net.identity import Identity
+from paceline.node.blocks import StoreBlocks
+from paceline.node.config import NodeConfig
+from paceline.node.engine_thread import EngineThread
+from paceline.node.node import Node
+from paceline.node.services import LoadedService
+from paceline.store.store import Store
+
+Report = Callable[[str, int, int], None]
+"""``(what, done, total)`` of long work; total 0 where it is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonConfig:
+    """A node process. `ready_file`: written once the node is announced: JSON with `peer` and `bootstrap` multiaddrs.
+    `until_stdin_closes`: leave when standard input ends, so that no node outlives the process that started it.
+    """
+
+    home: Path
+    identity: Path
+    load: LoadConfig
+    bootstrap: tuple[str, ...] = ()
+    net: NetConfig = field(default_factory=NetConfig)
+    node: NodeConfig = field(default_factory=NodeConfig)
+    ready_file: Path | None = None
+    until_stdin_closes: bool = False
+
+
+async def serve(config: DaemonConfig, report: Report, ready: Callable[[Node], None] = lambda node: None) -> None:
+    """Load, announce, serve; returns after a drain. Raises typed errors for everything a user can mend."""
+    identity = Identity.load_or_create(config.identity)
+    store = Store(config.home / "store")
+    engine = EngineThread()
+    async with trio.open_nursery() as nursery:
+        leaving = trio.Event()
+        nursery.start_soon(_watch_signals, leaving, nursery.cancel_scope)
+        if config.until_stdin_closes:
+            nursery.start_soon(_watch_stdin, leaving)
+        loaded = await engine.run(load_service, store, config.load, report)
+        service = LoadedService(loaded.model, loaded.revision, loaded.shard, loaded.measured)
+        node = _build(config, identity, store, engine, [service])
+        nursery.start_soon(_announce_ready, config, node, ready)
+        nursery.start_soon(_leave_when, leaving, node)
+        await node.run()
+        nursery.cancel_scope.cancel()
+
+
+def _build(
+    config: DaemonConfig, identity: Identity, store: Store, engine: EngineThread, services: list[LoadedService]
+) -> Node:
+    transport = Libp2pTransport(identity, config.net)
+    directory = KademliaDirectory(
+        transport,
+        identity,
+        DirectoryConfig(bootstrap=config.bootstrap, lifetime_s=config.node.offer_s, announce_s=config.node.announce_s),
+    )
+    began = time.monotonic()
+
+    def details() -> dict[str, Any]:
+        return {
+            "transport": transport.statistics(),
+            "uptime_s": round(time.monotonic() - began, 1),
+            "rss_bytes": resident_bytes(),
+            "pid": os.getpid(),
+        }
+
+    return Node(
+        transport,
+        directory,
+        services,
+        config.node,
+        blocks=StoreBlocks(store),
+        details=details,
+        unix_time=time.time,
+        engine=engine,
+    )
+
+
+def resident_bytes() -> int:
+    """This process's resident memory."""
+    import psutil
+
+    rss: int = psutil.Process().memory_info().rss
+    return rss
+
+
+async def _announce_ready(config: DaemonConfig, node: Node, ready: Callable[[Node], None]) -> None:
+    await node.ready.wait()
+    if config.ready_file is not None:
+        address = node.links.address
+        members = [f"{control}/p2p/{address.peer}" for control in address.control]
+        text = json.dumps({"peer": address.peer, "bootstrap": members, "data": address.data, "pid": os.getpid()})
+        partial = config.ready_file.with_suffix(".part")
+        partial.write_text(text)
+        partial.replace(config.ready_file)
+    ready(node)
+
+
+async def _leave_when(leaving: trio.Event, node: Node) -> None:
+    await leaving.wait()
+    node.leave()
+
+
+async def _watch_signals(leaving: trio.Event, scope: trio.CancelScope) -> None:
+    """The first signal drains, the second ends at once."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            if leaving.is_set():
+                scope.cancel()
+            leaving.set()
+
+
+async def _watch_stdin(leaving: trio.Event) -> None:
+    stream = trio.lowlevel.FdStream(os.dup(sys.stdin.fileno()))
+    while await stream.receive_some(1024):
+        pass
+    leaving.set()
