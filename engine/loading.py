@@ -77,7 +77,7 @@ def resolve_span(manifest: Manifest, text: str) -> Span:
             return manifest.span
         if "/" in text:
             part, _, parts = text.partition("/")
-            from paceline.engine.measure import suggest_split
+            from paceline.engine.split import suggest_split
 
             return suggest_split(manifest, int(parts))[int(part) - 1]
         span = Span.parse(text)

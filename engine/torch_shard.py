@@ -102,7 +102,7 @@ class TorchShard:
         inputs: list[Tensor] = []
         for work in batch:
             wrong = refusal(work, self.shape, self.span, self._room.held(work.key), _ACCEPTED)
-            rows = None if wrong else self._input(work)
+            rows = None if wrong else self.input(work)
             if rows is None:
                 outputs[work.key] = Output(work.key, error=wrong or _POISON)
             else:
@@ -143,7 +143,7 @@ class TorchShard:
         assert self._parts.tail is not None
         return self._parts.tail(hidden)
 
-    def _input(self, work: Work) -> Tensor | None:
+    def input(self, work: Work) -> Tensor | None:
         """Rows ``[n, hidden]``, or None where they are not finite."""
         if work.ids is not None:
             assert self._parts.head is not None
