@@ -39,6 +39,7 @@ class TorchShard:
         self.numerics = f"{device.type}-{dtype}"
         self._parts, self._device = parts, device
         self._sessions: dict[Key, SessionKV] = {}
+        self._spans: dict[Key, Span] = {}
         self._room = Reservations(0, context)
         tables = {id(rotary): RotaryTable(rotary, DTYPES[dtype], device, context) for rotary in parts.rotary}
         self._tables = list(tables.values())
@@ -75,12 +76,17 @@ class TorchShard:
     def kv_free(self) -> int:
         return self._room.free
 
-    def open(self, key: Key, max_positions: int) -> None:
+    def open(self, key: Key, max_positions: int, span: Span | None = None) -> None:
+        span = span or self.span
+        if not self.span.covers(span):
+            raise ValueError(f"span {span} is not inside {self.span}")
         self._room.reserve(key, max_positions)
+        self._spans[key] = span
         self._sessions[key] = SessionKV(len(self.span), max_positions)
 
     def close(self, key: Key) -> None:
         self._room.release(key)
+        self._spans.pop(key, None)
         self._sessions.pop(key, None)
 
     def length(self, key: Key) -> int:
@@ -98,24 +104,25 @@ class TorchShard:
     def step(self, batch: Sequence[Work]) -> list[Output]:
         check_caller(batch, [self.length(work.key) for work in batch])
         outputs: dict[Key, Output] = {}
-        runnable: list[Work] = []
-        inputs: list[Tensor] = []
+        runnable: dict[Span, list[tuple[Work, Tensor]]] = {}
         for work in batch:
-            wrong = refusal(work, self.shape, self.span, self._room.held(work.key), _ACCEPTED)
+            span = self._spans[work.key]
+            wrong = refusal(work, self.shape, span, self._room.held(work.key), _ACCEPTED)
             rows = None if wrong else self.input(work)
             if rows is None:
                 outputs[work.key] = Output(work.key, error=wrong or _POISON)
             else:
-                runnable.append(work)
-                inputs.append(rows)
-        if runnable:
-            hidden = self.forward(runnable, inputs[0] if len(inputs) == 1 else torch.cat(inputs))
-            finish = self._emit if self._parts.tail is None else self._sample
-            outputs |= {output.key: output for output in finish(runnable, hidden)}
+                runnable.setdefault(span, []).append((work, rows))
+        for span, pairs in runnable.items():
+            works, inputs = [work for work, _ in pairs], [rows for _, rows in pairs]
+            hidden = self.forward(works, inputs[0] if len(inputs) == 1 else torch.cat(inputs), span)
+            finish = self._sample if span.end == self.shape.layers else self._emit
+            outputs |= {output.key: output for output in finish(works, hidden)}
         return [outputs[work.key] for work in batch]
 
-    def forward(self, batch: Sequence[Work], hidden: Tensor) -> Tensor:
-        """The span's layers over packed rows ``[rows, hidden]``; commits the KV lengths."""
+    def forward(self, batch: Sequence[Work], hidden: Tensor, span: Span | None = None) -> Tensor:
+        """The layers of `span` (default: all) over packed rows ``[rows, hidden]``; commits the KV lengths."""
+        span = span or self.span
         segments, row = [], 0
         for work in batch:
             segments.append(Segment(self._sessions[work.key], work.start, work.n, row))
@@ -123,7 +130,7 @@ class TorchShard:
         angles = [table.angles(segments) for table in self._tables]
         step = self._parts.holder.step = PackedStep(segments, self.span.start)
         hidden = hidden[None]
-        for layer, table in self._layers:
+        for layer, table in self._layers[span.start - self.span.start : span.end - self.span.start]:
             out = layer(
                 hidden,
                 attention_mask=None,
