@@ -18,10 +18,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import trio
+
 from paceline.net.host import Libp2pTransport, NetConfig
 from paceline.net.identity import Identity
+from paceline.net.links import Links
 from paceline.net.transport import Channel
-from paceline.wire.messages import PeerAddress
+from paceline.wire.ids import PeerId
+from paceline.wire.messages import BlockPiece, Message, PeerAddress, StatusRequest
 
 FRAME_BYTES = 8 * 1024
 BULK_BYTES = 1024 * 1024
@@ -43,8 +46,29 @@ class Contestant:
     push: Callable[[bytes, int], Awaitable[None]]
 
 
+@dataclass(frozen=True)
+class Served:
+    """What the serving process tells the measuring one."""
+
+    channels: tuple[str, str, str]
+    links: tuple[str, str, str]
+    plain_port: int
+
+    def line(self) -> str:
+        return " ".join((*self.channels, *self.links, str(self.plain_port)))
+
+    @classmethod
+    def parse(cls, line: str) -> Served:
+        a, b, c, d, e, f, port = line.split()
+        return cls((a, b, c), (d, e, f), int(port))
+
+
+def _text(at: PeerAddress) -> tuple[str, str, str]:
+    return at.peer, at.control[0], at.data[0]
+
+
 # --- the serving process ----------------------------------------------------------------------------------------
-# Both ends agree: a message of FRAME_BYTES is echoed, BULK_PER_ROUND messages of BULK_BYTES are receipted with one byte.
+# A message of FRAME_BYTES is echoed; BULK_PER_ROUND messages of BULK_BYTES are receipted with one byte.
 
 
 async def serve_channel(channel: Channel) -> None:
@@ -79,15 +103,32 @@ async def read_exactly(stream: trio.SocketStream, size: int) -> bytes:
     return bytes(data)
 
 
+def serve_links() -> Links:
+    """A link pool that does the same with messages."""
+    bulk = 0
+
+    def on_message(peer: PeerId, message: Message, payload: memoryview) -> None:
+        nonlocal bulk
+        if len(payload) == FRAME_BYTES:
+            links.reply(peer, message, payload)
+        else:
+            bulk += 1
+            if bulk % BULK_PER_ROUND == 0:
+                links.reply(peer, StatusRequest(0))
+
+    links = Links(Libp2pTransport(Identity.ephemeral()), on_message)
+    return links
+
+
 async def serve() -> None:
     """Print the addresses on one line, then serve until stdin closes."""
-    transport = Libp2pTransport(Identity.ephemeral())
-    async with transport.run(serve_channel), trio.open_nursery() as nursery:
+    transport, links = Libp2pTransport(Identity.ephemeral()), serve_links()
+    async with transport.run(serve_channel), links.run(), trio.open_nursery() as nursery:
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
         nursery.start_soon(trio.serve_listeners, serve_plain, [listener])
-        at = transport.address
-        print(at.peer, at.control[0], at.data[0], listener.socket.getsockname()[1], flush=True)
-        await trio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)
+        plain_port = listener.socket.getsockname()[1]
+        print(Served(_text(transport.address), _text(links.address), plain_port).line(), flush=True)
+        await trio.to_thread.run_sync(sys.stdin.read)
         nursery.cancel_scope.cancel()
 
 
@@ -142,15 +183,39 @@ async def measure(contestants: list[Contestant], rounds: int) -> dict[str, tuple
     return {it.name: (statistics.median(trips[it.name]), statistics.median(rates[it.name])) for it in contestants}
 
 
-async def compare(rounds: int, peer: str, control: str, data: str, plain_port: int) -> dict[str, tuple[float, float]]:
+def over_links(links: Links, to: PeerAddress, arrived: trio.MemoryReceiveChannel[int]) -> Contestant:
+    """What a stage really pays: encoding, the outbox, its writer task, the reader and decoding."""
+
+    async def trip(frame: bytes) -> None:
+        links.send(to, BlockPiece(1, 1), frame)
+        assert await arrived.receive() == len(frame)
+
+    async def push(bulk: bytes, count: int) -> None:
+        for _ in range(count):
+            links.send(to, BlockPiece(1, 1), bulk)
+        await arrived.receive()
+
+    return Contestant("links", trip, push)
+
+
+async def compare(rounds: int, served: Served) -> dict[str, tuple[float, float]]:
     transport = Libp2pTransport(Identity.ephemeral(), NetConfig(listens=False))
-    async with transport.run(serve_channel):
+    arriving, arrived = trio.open_memory_channel[int](1000)
+
+    def on_message(peer: PeerId, message: Message, payload: memoryview) -> None:
+        arriving.send_nowait(len(payload))
+
+    links = Links(Libp2pTransport(Identity.ephemeral(), NetConfig(listens=False)), on_message)
+    async with transport.run(serve_channel), links.run():
+        peer, control, data = served.channels
         direct = await transport.dial(PeerAddress(peer, data=(data,)), timeout_s=10)
         stream = await transport.dial(PeerAddress(peer, control=(control,)), timeout_s=10)
-        plain = await trio.open_tcp_stream("127.0.0.1", plain_port)
+        plain = await trio.open_tcp_stream("127.0.0.1", served.plain_port)
+        peer, control, data = served.links
         contestants = [
             over_plain(plain),
             over_channel("data channel", direct),
+            over_links(links, PeerAddress(peer, (control,), (data,)), arrived),
             over_channel("stream fallback", stream),
         ]
         return await measure(contestants, rounds)
@@ -183,8 +248,7 @@ def main() -> int:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
-            peer, control, data, port = server.stdout.readline().split()
-            figures = trio.run(compare, options.rounds, peer, control, data, int(port))
+            figures = trio.run(compare, options.rounds, Served.parse(server.stdout.readline()))
         finally:
             assert server.stdin is not None
             server.stdin.close()

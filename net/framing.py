@@ -1,6 +1,6 @@
 """Whole messages out of a byte stream: ``u32 length (big-endian) | message``, again and again.
 
-Pure. Memory grows only with bytes that have really arrived: a promised length allocates nothing.
+Pure. Memory stays within AHEAD_BYTES, or twice the bytes that have really arrived, whatever length is promised.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from paceline.wire import limits
 from paceline.wire.errors import ProtocolViolation
 
 Received = bytes | bytearray | memoryview
+
+AHEAD_BYTES = 1024 * 1024 + 4096
+"""Room made for a long message at its first bytes: growing a buffer piece by piece costs more than deciphering it."""
 
 _LENGTH = struct.Struct(">I")
 
@@ -33,6 +36,7 @@ class Unpacker:
     def __init__(self) -> None:
         self._head = b""
         self._body = bytearray()
+        self._filled = 0
         self._missing = 0
 
     def feed(self, data: Received) -> list[Received]:
@@ -62,12 +66,19 @@ class Unpacker:
                 at += size
             else:
                 self._missing = size
+                self._filled = 0
+                self._body = bytearray(min(size, AHEAD_BYTES))
         return done
 
     def _gather(self, piece: memoryview, done: list[Received]) -> int:
-        self._body += piece
-        self._missing -= len(piece)
+        size = len(piece)
+        if self._filled + size > len(self._body):
+            room = max(len(self._body), size)
+            self._body += bytes(min(room, self._filled + self._missing - len(self._body)))
+        self._body[self._filled : self._filled + size] = piece
+        self._filled += size
+        self._missing -= size
         if not self._missing:
             done.append(self._body)
             self._body = bytearray()
-        return len(piece)
+        return size

@@ -102,10 +102,15 @@ async def test_hosts_dial_only_when_asked() -> None:
     async with pair() as it:
         stranger, _ = _host()
         async with stranger.run(listen_addrs=[Multiaddr("/ip4/127.0.0.1/tcp/0")]):
-            address = Multiaddr(str(stranger.get_transport_addrs()[0]).replace("127.0.0.1", "127.0.0.2"))
-            it.client.get_peerstore().add_addrs(stranger.get_id(), [address], 3600)
-            await it.client.get_network().auto_connector.maybe_connect()
-            assert len(it.client.get_network().get_connections()) == 1
+            network = it.client.get_network()
+            network.peerstore.add_addrs(stranger.get_id(), stranger.get_transport_addrs(), 3600)
+
+            async def candidates() -> list[ID]:
+                return [stranger.get_id()]
+
+            network.auto_connector._get_candidate_peers = candidates
+            await network.auto_connector.maybe_connect()
+            assert not network.get_connections(stranger.get_id())
             await hardening.close(stranger)
 
 
