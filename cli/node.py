@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -46,6 +47,8 @@ def node(
 
       paceline node --span 1/3 --swarm /ip4/…/tcp/…/p2p/…  # join one with a third of the layers
     """
+    # Waiting OpenMP threads must sleep: where they spin, a busy machine decodes twenty times slower (docs/LOG.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import trio
 
     from paceline.client.connect import home_folder

@@ -6,13 +6,17 @@ import json
 import signal
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from paceline.cli.console import console, progress
+
+if TYPE_CHECKING:
+    from paceline.cli.local_swarm import NodeProcess
 
 DEMO_PROMPT = "Explain in three sentences why a group of cyclists riding in a line is faster than one alone."
 
@@ -66,10 +70,10 @@ def up(
                 swarm_file.unlink(missing_ok=True)
 
 
-def _show(nodes: list[object]) -> None:
+def _show(nodes: Sequence[NodeProcess]) -> None:
     table = Table("node", "part", "peer", "joins at", title="swarm is up", title_style="bold green")
     for node in nodes:
-        table.add_row(node.name, node.span, node.peer, ", ".join(node.bootstrap))  # type: ignore[attr-defined]
+        table.add_row(node.name, node.span, node.peer, ", ".join(node.bootstrap))
     console.print(table)
     console.print("try: [bold]paceline chat[/] or [bold]paceline status[/] in another terminal. Ctrl-C ends the swarm.")
 
