@@ -7,8 +7,8 @@ another revision                       WRONG_REVISION  refuse, typed
 epoch older                            FENCED          drop; tell the sender the newer epoch
 epoch newer (or not configured)        HOLD            keep, bounded, until the owner's OpenStage
 branch older                           STALE_BRANCH    drop
-branch newer, start < known            BAD_ROLLBACK    refuse: committed positions are never rolled back
 branch newer, start > expected         GAP             ask for the missing positions
+branch newer, start < known, expected  BAD_ROLLBACK    refuse: committed positions are never rolled back
 branch newer                           ROLLBACK        crop KV to start, adopt the branch, apply
 start == expected                      APPLY           queue for the engine
 start < expected < start + n           OVERLAP         queue the new part
@@ -73,7 +73,7 @@ def decide(at: Standing, claim: Claim) -> Case:
     if claim.start > at.expected:
         return Case.GAP
     if claim.branch > at.branch:
-        return Case.BAD_ROLLBACK if claim.start < at.known else Case.ROLLBACK
+        return Case.BAD_ROLLBACK if claim.start < min(at.known, at.expected) else Case.ROLLBACK
     if claim.start == at.expected:
         return Case.APPLY
     return Case.OVERLAP if claim.start + claim.n > at.expected else Case.DUPLICATE

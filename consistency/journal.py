@@ -70,11 +70,10 @@ class Journal:
             self._bytes -= (last.n - kept) * row
         self._end = min(self._end, length)
 
-    def restart(self, at: int) -> None:
-        """Hold nothing, and go on from position `at`: for an incarnation whose past was not sent by it."""
+    def clear(self) -> None:
+        """Hold nothing."""
         self._entries.clear()
-        self._bytes = 0
-        self._end = at
+        self._bytes = self._end = 0
 
     def read(self, start: int, most: int) -> tuple[int, memoryview]:
         """``(n, rows)`` for positions ``[start, start + n)``, n ≤ `most`. Neighbouring entries are joined, so that a
@@ -85,8 +84,10 @@ class Journal:
         parts: list[memoryview] = []
         n = 0
         for entry in self._entries:
-            if entry.end <= start or n == most:
+            if entry.end <= start:
                 continue
+            if n == most:
+                break
             row = len(entry.data) // entry.n
             skip = max(0, start - entry.start)
             take = min(entry.n - skip, most - n)

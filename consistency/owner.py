@@ -8,21 +8,22 @@ phase      what it waits for, and until when
 =========  ==================================================================================================
 NEW        `install`
 RIDING     the next token, until `progress` runs out (then the same route gets a new epoch)
-BROKEN     `install` or `route_failed`, until `give_up`
+BROKEN     `install` or `route_failed`; or the time to ask for a route again
 ENDED      nothing
 =========  ==================================================================================================
+
+RIDING and BROKEN together last at most `give_up_s` + `per_position_s` × log since the last token (invariant 6).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import Enum
 
 from paceline.consistency.clock import Clock
 from paceline.consistency.effects import Emit, Ended, NeedRoute, OwnerEffect, Send
 from paceline.consistency.invariants import require
-from paceline.consistency.recovery import RepairPlan, Tier, plan, recovery_line
+from paceline.consistency.recovery import RepairPlan, plan, recovery_line
+from paceline.consistency.request import Failover, OwnerLimits, Phase, Request
 from paceline.wire.errors import Fenced, PacelineError, SessionLost, from_code
 from paceline.wire.ids import Branch, Epoch, PeerId, Revision, SessionId, epoch_after
 from paceline.wire.messages import (
@@ -37,58 +38,17 @@ from paceline.wire.messages import (
     StageOpened,
     TokenEvent,
 )
-from paceline.wire.sampling import SamplingParams
 from paceline.wire.session import SessionState
+
+__all__ = ["Failover", "Owner", "OwnerLimits", "Phase", "Request"]
 
 FATAL = frozenset({"context_overflow", "invalid_request", "unsupported_model"})
 """Stage errors that another route would not mend."""
 
+QUICK_REPAIRS = 3
+"""So many repairs without a token in between begin at once; later ones wait, twice as long each time."""
 
-class Phase(Enum):
-    NEW = "new"
-    RIDING = "riding"
-    BROKEN = "broken"
-    ENDED = "ended"
-
-
-@dataclass(frozen=True, slots=True)
-class OwnerLimits:
-    """Deadlines in seconds. Progress: max(`progress_floor_s`, `progress_factor` × the mean interval of tokens),
-    doubled at each stall in a row; before the first token `first_token_s` + `per_position_s` × prompt.
-    """
-
-    first_token_s: float = 10.0
-    per_position_s: float = 0.05
-    progress_floor_s: float = 3.0
-    progress_factor: float = 10.0
-    give_up_s: float = 60.0
-    retry_route_s: float = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class Failover:
-    """One repair, for the audit: at log index `index`, epoch number `epoch`, who was lost, how it was mended."""
-
-    index: int
-    epoch: int
-    lost: tuple[str, ...]
-    reason: str
-    tier: Tier
-    kept: int
-    stall_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What a session is asked to generate. `prompt` has at least one id; the log ends at `max_positions` tokens."""
-
-    session: SessionId
-    revision: Revision
-    model: str
-    prompt: tuple[int, ...]
-    max_positions: int
-    sampling: SamplingParams
-    chunk: int = 512
+SLOWEST_RETRY_S = 4.0
 
 
 class Owner:
@@ -105,12 +65,13 @@ class Owner:
         self.failovers: list[Failover] = []
         self.excluded: set[PeerId] = set()
         self._tag = owner_tag
-        self._opened: set[tuple[int, bool]] = set()
+        self._opened: set[tuple[str, int]] = set()
         self._interval_s = 0.0
         self._last_token_at = now
         self._progress_at = now
         self._retry_at = now
-        self._stalls = 0
+        self._stalls = self._breaks = 0
+        self._steady = False
         self._broken: tuple[float, frozenset[PeerId], str] | None = None
         self._from_tokens = False
         self._repair: RepairPlan | None = None
@@ -155,6 +116,8 @@ class Owner:
         """Begin a new epoch on `route`: the first, or a repair that keeps the survivors of the last."""
         if self.phase is Phase.ENDED:
             return []
+        if finish := self.request.finish_of(self.log):
+            return self._end(finish=finish)  # resumed from a state that lacked nothing
         old, new = self.route, tuple(route)
         known = len(self.log)
         repair = plan(old, new, recovery_line(known, len(self.request.prompt)), from_tokens=self._from_tokens)
@@ -211,8 +174,8 @@ class Owner:
             return []
         if self.phase is Phase.NEW:
             return self._end(error=error)
-        if now - self._last_token_at >= self.limits.give_up_s:
-            return self._end(error=SessionLost(f"no ring could be built for {self.limits.give_up_s:.0f} s: {error}"))
+        if now >= self._give_up_at:
+            return self._end(error=SessionLost(f"no ring could be built: {error}"))
         self._retry_at = now + self.limits.retry_route_s
         return []
 
@@ -230,7 +193,7 @@ class Owner:
             case TokenEvent():
                 return self._token(sender, message, now)
             case StageOpened():
-                self._opened.add((message.layer, message.shadow))
+                self._opened.add((sender, message.layer))
                 return []
             case StageError():
                 return self._stage_error(sender, message, now)
@@ -248,10 +211,12 @@ class Owner:
         self.log.append(m.token)
         self.clock = self.clock.with_deltas(m.index, m.lengths)
         self._note_repaired(now)
-        gap = now - self._last_token_at
-        self._interval_s = gap if self.generated <= 2 else 0.8 * self._interval_s + 0.2 * gap
+        if self._steady:  # a gap with a prefill or a repair in it says nothing about the next one
+            gap = now - self._last_token_at
+            self._interval_s = 0.8 * self._interval_s + 0.2 * gap if self._interval_s else gap
+        self._steady = True
         self._last_token_at = now
-        self._stalls = 0
+        self._stalls = self._breaks = 0
         self._arm(now, fed=0)
         effects: list[OwnerEffect] = [Emit(m)]
         return effects + self._end(finish=m.finish) if m.finish else effects
@@ -269,23 +234,25 @@ class Owner:
         return self._end(error=Fenced("another owner has taken this session over"), close=False)
 
     def _stage_error(self, sender: PeerId, m: StageError, now: float) -> list[OwnerEffect]:
+        if sender not in self._riders():
+            return []  # a standby's trouble is not the ring's
+        if m.code in FATAL:
+            return self._end(error=from_code(m.code, m.message, peer=sender))
         if m.code == "journal_short":
             self._from_tokens = True
             return self._break(frozenset(), "a journal was short", now)
-        if m.code in FATAL:
-            return self._end(error=from_code(m.code, m.message, peer=sender))
         lost = PeerId(m.accused) if m.accused else sender
-        if lost not in self._riders():
-            return []
+        if lost not in self._riders() or (self.phase is Phase.BROKEN and self._broken and sender in self._broken[1]):
+            return []  # of two that accuse each other, the first is believed
         return self._break(frozenset({lost}), f"{m.code}: {m.message}", now)
 
     def _nack(self, sender: PeerId, m: Nack) -> list[OwnerEffect]:
-        """The head (or its shadow) lacks token ids."""
-        head = self.route[0]
+        """The head lacks token ids, or the tail its history (or a standby of theirs)."""
+        stage = self.route[-1] if m.layer == self.route[-1].start else self.route[0]
         if m.have >= len(self.log):
             return []
-        ids = Prompt(self.request.session, 0, self.epoch, 0, m.have, tuple(self.log[m.have :]))
-        return [Send(to, ids) for to in (head.at, *head.standbys) if to.peer == sender]
+        ids = Prompt(self.request.session, stage.start, self.epoch, 0, m.have, tuple(self.log[m.have :]))
+        return [Send(to, ids) for to in (stage.at, *stage.standbys) if to.peer == sender]
 
     def link_lost(self, peer: PeerId, now: float) -> list[OwnerEffect]:
         """The owner's own link to `peer` fell."""
@@ -298,6 +265,7 @@ class Owner:
         if self.phase is not Phase.RIDING:
             return []
         self._broken = (now, frozenset(), reason)
+        self._steady = False
         return self.install(route, now)
 
     def cancel(self) -> list[OwnerEffect]:
@@ -309,22 +277,25 @@ class Owner:
     def next_deadline(self) -> float:
         """When `tick` must be called at the latest (invariant 6: there always is one until the end)."""
         if self.phase is Phase.BROKEN:
-            return self._retry_at
+            return min(self._retry_at, self._give_up_at)
         return self._progress_at if self.phase is Phase.RIDING else float("inf")
 
     def tick(self, now: float) -> list[OwnerEffect]:
         """Deadlines that have passed."""
-        if self.phase is Phase.BROKEN and now >= self._retry_at:
-            assert self._broken is not None
-            self._retry_at = now + self.limits.give_up_s
-            return [NeedRoute(self._broken[1], self._broken[2])]
-        if self.phase is not Phase.RIDING or now < self._progress_at:
+        if self.phase not in (Phase.RIDING, Phase.BROKEN) or now < self.next_deadline():
             return []
-        if now - self._last_token_at >= self.limits.give_up_s:
+        if now >= self._give_up_at:
             waited = f"{now - self._last_token_at:.1f}"
-            return self._end(error=SessionLost(f"no token for {waited} s over {self._stalls} new epochs"))
+            return self._end(error=SessionLost(f"no token for {waited} s, through {self._breaks} repairs"))
+        if self.phase is Phase.BROKEN:
+            return self._ask_route(now)
         self._stalls += 1
-        return self._break(frozenset(), "no token before the deadline", now)
+        silent = {PeerId(stage.at.peer) for stage in self.route if (stage.at.peer, stage.start) not in self._opened}
+        return self._break(frozenset(silent), "no token before the deadline", now)
+
+    @property
+    def _give_up_at(self) -> float:
+        return self._last_token_at + self.limits.give_up_s + self.limits.per_position_s * len(self.log)
 
     def _arm(self, now: float, fed: int) -> None:
         """Set the progress deadline: `fed` positions must be prefilled before the next token."""
@@ -333,15 +304,28 @@ class Owner:
             wait = limits.first_token_s + limits.per_position_s * fed
         else:
             wait = max(limits.progress_floor_s, limits.progress_factor * self._interval_s)
-        self._progress_at = now + wait * 2**self._stalls
+        self._progress_at = min(now + wait * 2**self._stalls, self._give_up_at)
 
     def _break(self, lost: frozenset[PeerId], reason: str, now: float) -> list[OwnerEffect]:
-        since, before = (now, lost) if self._broken is None else (self._broken[0], self._broken[1] | lost)
-        self._broken = (since, before, reason)
+        """The ring is broken. A route is asked for at once, or after a pause where repairs keep failing."""
+        since, before = (now, frozenset[PeerId]()) if self._broken is None else self._broken[:2]
+        self._broken = (since, before | lost, reason)
         self.excluded |= lost
+        self._steady = False
+        if self.phase is Phase.BROKEN:
+            return []  # a route has been asked for, or will be
         self.phase = Phase.BROKEN
+        self._breaks += 1
+        if self._breaks <= QUICK_REPAIRS:
+            return self._ask_route(now)
+        pause = self.limits.retry_route_s * 2 ** min(self._breaks - QUICK_REPAIRS, 16)
+        self._retry_at = now + min(pause, SLOWEST_RETRY_S)
+        return []
+
+    def _ask_route(self, now: float) -> list[OwnerEffect]:
+        assert self._broken is not None
         self._retry_at = now + self.limits.give_up_s
-        return [NeedRoute(before, reason)]
+        return [NeedRoute(self._broken[1], self._broken[2])]
 
     def _note_repaired(self, now: float) -> None:
         if self._broken is None or self._repair is None:

@@ -9,21 +9,21 @@ Legal life: created by an OpenStage → open (any number of epochs, each greater
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from paceline.consistency.clock import Clock
 from paceline.consistency.decision import Case, Claim, Standing, decide
 from paceline.consistency.effects import CropKv, FreeKv, Send, StageEffect, Violation
-from paceline.consistency.invariants import require
-from paceline.consistency.journal import Journal
+from paceline.consistency.inputs import Drawn, Inbox, Input
+from paceline.consistency.outbox import Outbox, Piece
+from paceline.consistency.seat import Asked, Seat
+from paceline.consistency.tail import TailLog
 from paceline.wire.codec import Buffer
 from paceline.wire.ids import REVISION_TAG_BYTES, Branch, Epoch, PeerId, Revision, SessionId
 from paceline.wire.messages import (
     CloseStage,
     Dtype,
     FencedBy,
-    Finish,
     Frame,
     Nack,
     NextToken,
@@ -31,56 +31,18 @@ from paceline.wire.messages import (
     PeerAddress,
     Prompt,
     SessionMessage,
-    Stage,
     StageError,
     StageOpened,
-    TokenEvent,
 )
 
-EVENTS_KEPT = 256
-"""Token events a tail keeps for an owner whose link broke."""
-
-
-@dataclass(frozen=True, slots=True)
-class Input:
-    """Accepted positions ``[start, start + n)``: token ids at a head, rows of activations elsewhere.
-
-    `sample`: the token after the last position is wanted (tail).
-    """
-
-    epoch: int
-    branch: int
-    start: int
-    n: int
-    ids: tuple[int, ...] = ()
-    rows: Buffer = b""
-    dtype: Dtype = "f32"
-    sample: bool = False
-
-    @property
-    def end(self) -> int:
-        return self.start + self.n
-
-    def part(self, skip: int, take: int) -> Input:
-        """Positions ``[start + skip, start + skip + take)`` of this input."""
-        if self.ids:
-            return replace(self, start=self.start + skip, n=take, ids=self.ids[skip : skip + take])
-        row = len(self.rows) // self.n
-        rows = memoryview(self.rows)[skip * row : (skip + take) * row]
-        return replace(self, start=self.start + skip, n=take, rows=rows)
-
-
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """The tail's result: what goes into the token event."""
-
-    token: int
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
+__all__ = ["Drawn", "Input", "StageMachine"]
 
 
 class StageMachine:
-    """See the module's docstring. `layer`: first layer of the span; `hidden`: width of activation rows."""
+    """See the module's docstring. `layer`: first layer of the span; `hidden`: width of activation rows.
+
+    `journal` is what it sent, as far back as it remembers; `history`, at a tail, the log as far as it is known there.
+    """
 
     def __init__(self, me: PeerId, first: OpenStage, hidden: int, journal_bytes: int) -> None:
         self.me = me
@@ -89,24 +51,18 @@ class StageMachine:
         self.layer = first.route[first.index].start
         self.end = first.route[first.index].end
         self.hidden = hidden
-        self.closed = False
-        self.orphan = False
-        self.length = 0
+        self.closed = self.orphan = self._installed = False
         self.clock = Clock(self.revision, Epoch(0), Branch(0), ())
         self.config = first
+        self.seat = Seat(first, me)
         self.owner = PeerId("")
-        self.journal = Journal(journal_bytes)
-        self.history: list[int] = []
-        self._queue: deque[Input] = deque()
-        self._running: Input | None = None
+        self._inbox = Inbox()
+        self._outbox = Outbox(journal_bytes)
+        self.journal = self._outbox.journal
         self._dtype: Dtype = "f32"
-        self._cursors: dict[str, int] = {}
-        self._events: deque[TokenEvent] = deque(maxlen=EVENTS_KEPT)
-        self._withheld: NextToken | None = None
-        self._nacked_at = -1
-        self._unsure: set[str] = set()
-        self._short = False
-        self._installed = False
+        self._tail = TailLog()
+        self.history = self._tail.history
+        self._cut, self._asked = 0, Asked()
 
     # --- where it stands ------------------------------------------------------------------------------------
 
@@ -119,22 +75,20 @@ class StageMachine:
         return self.clock.branch
 
     @property
-    def is_head(self) -> bool:
-        return self.config.index == 0
-
-    @property
-    def is_tail(self) -> bool:
-        return self.config.index == len(self.config.route) - 1
+    def length(self) -> int:
+        """Positions in the KV."""
+        return self._inbox.length
 
     @property
     def expected(self) -> int:
         """The next position this stage can accept."""
-        last = self._queue[-1] if self._queue else self._running
-        return self.length if last is None else last.end
+        return self._inbox.expected
 
     @property
     def has_work(self) -> bool:
-        return bool(self._queue) and self._running is None
+        """True where `take` gives something."""
+        given = self._inbox.peek()
+        return given is not None and not self.closed and not self._lacks_history(given)
 
     def standing(self) -> Standing:
         """For `decide`."""
@@ -162,43 +116,35 @@ class StageMachine:
                 return self._nack(sender, message)
             case FencedBy():
                 return []
-            case _:
-                return [Violation(sender, f"a stage is not sent {type(message).__name__}")]
+        return [Violation(sender, f"a stage is not sent {type(message).__name__}")]
 
     def _install(self, sender: PeerId, m: OpenStage) -> list[StageEffect]:
         if m.epoch < self.epoch or (m.epoch == self.epoch and sender != self.owner and self._installed):
             return [Send(sender, FencedBy(self.session, self.epoch))]
         if m.epoch == self.epoch and self._installed:
             return [self._opened()]
-        mine = m.route[m.index] if m.index < len(m.route) else None
         if m.revision != self.revision:
             return [self._error(sender, m.epoch, "wrong_revision", "this stage serves another revision")]
-        if mine is None or mine.start != self.layer or len(m.lengths) != len(m.route):
-            return [Violation(sender, "OpenStage that does not fit its own route")]
+        if m.route[m.index].start != self.layer:
+            return [Violation(sender, "OpenStage for another stage")]
         effects: list[StageEffect] = []
         if self._installed and sender != self.owner:
             effects.append(Send(self.owner, FencedBy(self.session, m.epoch)))
-        effects += self._crop(0 if mine.end != self.end else min(self.length, m.lengths[m.index]))
-        self._adopt(sender, m, mine)
+        self._inbox.clear()
+        effects += self._crop(m.lengths[m.index] if m.route[m.index].end == self.end else 0)
+        self._adopt(sender, m)
         return [*effects, self._opened(), *self._pump()]
 
-    def _adopt(self, sender: PeerId, m: OpenStage, mine: Stage) -> None:
-        self.end = mine.end
-        self.config, self.owner, self._installed, self.orphan = m, sender, True, False
+    def _adopt(self, sender: PeerId, m: OpenStage) -> None:
+        self.end = m.route[m.index].end
+        self.config, self.seat = m, Seat(m, self.me)
+        self.owner, self._installed, self.orphan = sender, True, False
         lengths = (*m.lengths[: m.index], self.length, *m.lengths[m.index + 1 :])
         self.clock = Clock(self.revision, Epoch(m.epoch), Branch(m.branch), lengths)
-        self._queue.clear()
-        self._running = None
-        self._events.clear()
-        self._unsure.clear()
-        self._withheld = None
-        self._nacked_at = -1
-        self._short = False
-        del self.history[m.known :]
-        self._cursors = {}
-        if not self.is_tail and not m.shadow:
-            for target in self._downstream():
-                self._cursors[target.peer] = m.lengths[m.index + 1]
+        self._tail.begin(m.known)
+        self._cut, self._asked = 0, Asked()
+        silent = self.seat.is_tail or m.shadow
+        self._outbox.begin(() if silent else self.seat.downstream, 0 if silent else m.lengths[m.index + 1])
 
     def _close(self, sender: PeerId, m: CloseStage) -> list[StageEffect]:
         if m.epoch < self.epoch:
@@ -210,8 +156,8 @@ class StageMachine:
     def free(self) -> list[StageEffect]:
         """End the session here: closed by its owner, or abandoned by it."""
         self.closed = True
-        self._queue.clear()
-        self.journal.restart(0)
+        self._inbox.clear()
+        self.journal.clear()
         return [FreeKv()]
 
     def _frame(self, sender: PeerId, m: Frame, payload: Buffer) -> list[StageEffect] | None:
@@ -219,14 +165,15 @@ class StageMachine:
         case = decide(self.standing(), claim)
         if case in (Case.HOLD, Case.FENCED, Case.WRONG_REVISION):
             return self._outsider(case, sender, m.epoch)
-        if self.is_head or sender not in self._peers_of(self.config.index - 1):
+        if self.seat.is_head or not self.seat.feeds_me(sender):
             return [Violation(sender, f"frame for layer {m.layer} from somebody who is not upstream")]
         if m.hidden != self.hidden:
             return [Violation(sender, f"frame of width {m.hidden}, the model's is {self.hidden}")]
+        given = Input(m.epoch, m.branch, m.start, m.n, rows=payload, dtype=m.dtype)
+        effects = self._accept(case, sender, given)
         if m.branch == self.branch:
             self.clock = self.clock.with_deltas(m.start + m.n, m.lengths[: self.config.index])
-        given = Input(m.epoch, m.branch, m.start, m.n, rows=payload, dtype=m.dtype)
-        return self._accept(case, sender, given)
+        return effects
 
     def _prompt(self, sender: PeerId, m: Prompt) -> list[StageEffect] | None:
         case = decide(self.standing(), Claim(None, m.epoch, m.branch, m.start, len(m.ids)))
@@ -234,9 +181,9 @@ class StageMachine:
             return self._outsider(case, sender, m.epoch)
         if sender != self.owner:
             return [Violation(sender, "Prompt from somebody who does not own the session")]
-        if self.is_tail and m.start <= len(self.history):
-            self.history[m.start :] = m.ids
-        if not self.is_head:
+        if self.seat.is_tail and case is not Case.STALE_BRANCH:
+            self._tail.learn(m.start, m.ids)
+        if not self.seat.is_head:
             return []
         return self._accept(case, sender, Input(m.epoch, m.branch, m.start, len(m.ids), ids=m.ids))
 
@@ -244,7 +191,7 @@ class StageMachine:
         case = decide(self.standing(), Claim(None, m.epoch, m.branch, m.index, 1))
         if case in (Case.HOLD, Case.FENCED):
             return self._outsider(case, sender, m.epoch)
-        if not self.is_head or sender not in self._peers_of(len(self.config.route) - 1):
+        if not self.seat.is_head or not self.seat.feeds_me(sender):
             return [Violation(sender, "NextToken outside the ring")]
         return self._accept(case, sender, Input(m.epoch, m.branch, m.index, 1, ids=(m.token,)))
 
@@ -261,66 +208,77 @@ class StageMachine:
             return self._ask_again()
         if case is Case.BAD_ROLLBACK:
             return [Violation(sender, "rollback of committed positions")]
-        effects: list[StageEffect] = []
-        if case is Case.ROLLBACK:
-            while self._queue and self._queue[-1].end > given.start:
-                last = self._queue.pop()
-                if last.start < given.start:
-                    self._queue.append(last.part(0, given.start - last.start))
-            if not self._queue:
-                self._running = None
-                effects = self._crop(given.start)
-            self.clock = replace(self.clock, branch=Branch(given.branch))
-        elif case is Case.OVERLAP:
+        if case in (Case.STALE_BRANCH, Case.DUPLICATE):
+            return []
+        if case is Case.OVERLAP:
             skip = self.expected - given.start
             given = given.part(skip, given.n - skip)
-        elif case is not Case.APPLY:
-            return effects
-        require(2, given.start == self.expected, f"input at {given.start}, expected {self.expected}")
-        self._nacked_at = -1
-        self._queue.append(given)
+        effects = self._roll_back(given) if case is Case.ROLLBACK else []
+        self._asked.missing_from = -1
+        self._inbox.push(given)
+        return effects + self._ask_history()
+
+    def _roll_back(self, given: Input) -> list[StageEffect]:
+        """A new branch begins at `given`: what it replaces was never committed."""
+        self._cut = given.start
+        effects = self._crop(given.start)
+        lengths = tuple(min(held, given.start) for held in self.clock.lengths)
+        self.clock = replace(self.clock, branch=Branch(given.branch), lengths=lengths)
+        self._tail.roll_back(given.start)
         return effects
 
     def _ask_again(self) -> list[StageEffect]:
         """A gap: ask the producer, once for each place where we wait."""
-        if self._nacked_at == self.expected:
+        if self._asked.missing_from == self.expected:
             return []
-        self._nacked_at = self.expected
-        return [self._send_nack()]
+        self._asked.missing_from = self.expected
+        if self.seat.is_head:  # the owner has every token that the tail drew, and the tail may be gone
+            return [self._please(self.owner, 0, self.expected)]
+        return [self._ask_upstream()]
 
-    def _send_nack(self) -> Send:
-        route = self.config.route
-        upstream = self.config.index - 1
-        to: PeerAddress | PeerId = self.owner if self.is_head else route[upstream].at
-        layer = 0 if self.is_head else route[upstream].start
-        return Send(to, Nack(self.session, layer, self.epoch, self.branch, self.expected))
+    def _ask_upstream(self) -> Send:
+        return self._please(self.seat.upstream.at, self.seat.upstream.start, self.expected)
+
+    def _please(self, to: PeerAddress | PeerId, layer: int, have: int) -> Send:
+        return Send(to, Nack(self.session, layer, self.epoch, self.branch, have))
 
     def _nack(self, sender: PeerId, m: Nack) -> list[StageEffect] | None:
         if m.epoch != self.epoch:
             return self._outsider(Case.HOLD if m.epoch > self.epoch else Case.FENCED, sender, m.epoch)
-        if m.branch != self.branch:
-            return []
-        if self.is_tail:
+        if self.seat.is_tail:
             return self._resend_tokens(sender, m.have)
-        if sender not in self._cursors:
+        if self.seat.shadow or sender not in self.seat.downstream:
             return [Violation(sender, "Nack from somebody who is not downstream")]
-        self._cursors[sender] = m.have
+        if m.branch > self.branch:
+            return []
+        self._outbox.rewind(sender, m.have if m.branch == self.branch else min(m.have, self._cut))
         return self._pump()
+
+    def _lacks_history(self, given: Input) -> bool:
+        """A tail with penalties draws nothing before it knows the whole log (invariant 5)."""
+        return self._samples(given) and self.config.sampling.needs_history and len(self.history) < given.end
+
+    def _ask_history(self) -> list[StageEffect]:
+        given = self._inbox.peek()
+        if given is None or self._asked.history or not self._lacks_history(given):
+            return []
+        self._asked.history = True
+        return [self._please(self.owner, self.layer, len(self.history))]
 
     def _resend_tokens(self, sender: PeerId, have: int) -> list[StageEffect]:
         if sender == self.owner:
-            self.orphan = False
-            effects: list[StageEffect] = [Send(self.owner, event) for event in self._events if event.index >= have]
-            return effects + self._release()
-        last = self._events[-1] if self._events else None
-        if sender in self._peers_of(0) and last is not None and last.index == have and not last.finish:
-            token = NextToken(self.session, self.epoch, self.branch, last.index, last.token)
-            return [Send(target, token) for target in self._heads() if target.peer == sender]
-        return []
+            return self._owner_is_back(have)
+        token, to = self._tail.token_at(have), self.seat.heads.get(sender)
+        return [] if to is None or token is None else [Send(to, token)]
+
+    def _owner_is_back(self, have: int) -> list[StageEffect]:
+        self.orphan = False
+        return [*(Send(self.owner, event) for event in self._tail.events_from(have)), *self._release()]
 
     def _release(self) -> list[StageEffect]:
-        token, self._withheld = self._withheld, None
-        return [] if token is None else [Send(target, token) for target in self._heads()]
+        """The token that the head waits for; withheld while nobody would hear the ring's tokens."""
+        token = None if self.orphan else self._tail.release()
+        return [] if token is None else [Send(target, token) for target in self.seat.heads.values()]
 
     # --- links ----------------------------------------------------------------------------------------------
 
@@ -331,115 +289,82 @@ class StageMachine:
         if peer == self.owner:
             self.orphan = True
             return []
-        neighbours = self._neighbours()
-        if peer in neighbours:
-            self._unsure.add(peer)
-            if self.config.shadow:
-                return []
-            return [self._error(self.owner, self.epoch, "peer_unavailable", f"lost {neighbours[peer]}", accused=peer)]
-        self._cursors.pop(peer, None)
-        return []
+        near = self.seat.neighbours.get(peer)
+        if near is None:
+            self._outbox.forget(peer)
+            return []
+        self._asked.unsure.add(peer)
+        if self.seat.shadow:
+            return []
+        return [self._error(self.owner, self.epoch, "peer_unavailable", f"lost {near}", accused=peer)]
 
     def link_up(self, peer: PeerId) -> list[StageEffect]:
-        """A link that had fallen is back: what was in flight on it may be lost, so ask for it again."""
-        if self.closed or peer not in self._unsure:
+        """A link that had fallen is back: what was in flight on it may be lost, so ask for it, or send it, again."""
+        if self.closed:
             return []
-        self._unsure.discard(peer)
-        route = self.config.route
-        if self.is_head and peer == route[-1].at.peer:
-            return [Send(route[-1].at, Nack(self.session, route[-1].start, self.epoch, self.branch, self.expected))]
-        if not self.is_head and peer == route[self.config.index - 1].at.peer:
-            return [self._send_nack()]
-        return []
+        if peer == self.owner and self.orphan:
+            return self._owner_is_back(self.expected)
+        if peer not in self._asked.unsure:
+            return []
+        self._asked.unsure.discard(peer)
+        if not self.seat.feeds_me(peer):
+            return []
+        return [self._ask_upstream()]
 
     # --- the engine -------------------------------------------------------------------------------------------
 
     def take(self) -> Input | None:
-        """The next input to run, at most `chunk` positions; its result comes back through `done` or `failed`."""
-        if not self._queue or self._running is not None:
+        """The next input to run, at most `chunk` positions; its result comes back through `done` or `failed`.
+
+        One at a time: None until the last result came, even where that is no longer wanted.
+        """
+        if not self.has_work:
             return None
-        given = self._queue[0]
-        if given.n > self.config.chunk:
-            self._queue[0] = given.part(self.config.chunk, given.n - self.config.chunk)
-            given = given.part(0, self.config.chunk)
-        else:
-            self._queue.popleft()
-        require(2, given.start == self.length, f"taking {given.start} at length {self.length}")
-        wanted = self.is_tail and not self.config.shadow and given.end >= self.config.known
-        self._running = replace(given, sample=wanted)
-        return self._running
+        return self._inbox.take(self.config.chunk, self._samples)
+
+    def _samples(self, given: Input) -> bool:
+        """A tail draws after the log's last token that the owner knows, and after every one behind it."""
+        return self.seat.is_tail and not self.seat.shadow and given.end >= self.config.known
 
     def done(self, given: Input, rows: Buffer, dtype: Dtype, drawn: Drawn | None) -> list[StageEffect]:
         """The engine applied `given`. `rows`: activations for the next stage; `drawn`: the tail's token."""
         if self.closed:
             return []
-        if given is not self._running:
+        if not self._inbox.finish(given, applied=True):
             return [CropKv(self.length)]  # the route changed while the engine ran: the result belongs to the past
-        self._running = None
-        self.length = given.end
         self.clock = self.clock.grown(self.config.index, given.end)
-        if self.is_tail:
-            return self._drawn(given, drawn)
+        if self.seat.is_tail:
+            return [*(self._drawn(given, drawn) if drawn else ()), *self._ask_history()]
         self._dtype = dtype
         self.journal.append(given.start, given.n, rows)
-        return self._pump(rows, given)
+        return self._pump(Piece(given.start, given.n, rows))
 
     def failed(self, given: Input, detail: str) -> list[StageEffect]:
         """The engine could not apply `given` (unusable activations from upstream): nothing of it was kept."""
         if self.closed:
             return []
-        if given is not self._running:
-            return [CropKv(self.length)]
-        self._running = None
-        self._queue.clear()
         effects: list[StageEffect] = [CropKv(self.length)]
-        accused = "" if self.is_head else self.config.route[self.config.index - 1].at.peer
+        if not self._inbox.finish(given, applied=False):
+            return effects
+        self._inbox.clear()
+        accused = "" if self.seat.is_head else self.seat.upstream.at.peer
         code = "protocol_violation" if accused else "internal_error"
         return [*effects, self._error(self.owner, self.epoch, code, detail, accused=accused)]
 
-    def _drawn(self, given: Input, drawn: Drawn | None) -> list[StageEffect]:
-        if drawn is None:
-            return []
-        index = given.end
-        require(3, not self._events or self._events[-1].index < index, f"index {index} was drawn before")
-        finish: Finish = ""
-        if drawn.token in self.config.sampling.stop_ids:
-            finish = "stop"
-        elif index + 1 >= self.config.max_positions:
-            finish = "length"
-        lengths = self.clock.deltas(index)
-        event = TokenEvent(
-            self.session, self.epoch, self.branch, index, drawn.token, finish, lengths, drawn.logprob, drawn.top
-        )
-        self._events.append(event)
-        if len(self.history) == index:
-            self.history.append(drawn.token)
-        effects: list[StageEffect] = []
-        if not finish:
-            self._withheld = NextToken(self.session, self.epoch, self.branch, index, drawn.token)
-            if not self.orphan:
-                effects = self._release()
-        return [*effects, Send(self.owner, event)]
+    def _drawn(self, given: Input, drawn: Drawn) -> list[StageEffect]:
+        event = self._tail.draw(self.config, self.branch, given.end, drawn, self.clock.deltas(given.end))
+        return [*self._release(), Send(self.owner, event)]
 
     # --- sending ----------------------------------------------------------------------------------------------
 
-    def _pump(self, rows: Buffer = b"", fresh: Input | None = None) -> list[StageEffect]:
+    def _pump(self, fresh: Piece | None = None) -> list[StageEffect]:
         """Send each downstream target what it lacks: fresh rows as they are, older ones from the journal."""
         effects: list[StageEffect] = []
-        for target in self._downstream() if self._cursors else ():
-            cursor = self._cursors.get(target.peer)
-            while cursor is not None and cursor < self.clock.lengths[self.config.index]:
-                if fresh is not None and cursor == fresh.start:
-                    n, data = fresh.n, memoryview(rows)
-                elif cursor >= self.journal.first and cursor < self.journal.end:
-                    n, data = self.journal.read(cursor, self.config.chunk)
-                else:
-                    effects += self._journal_short(cursor)
-                    break
-                effects.append(Send(target, self._frame_out(cursor, n), data))
-                cursor += n
-            if cursor is not None:
-                self._cursors[target.peer] = cursor
+        for peer, target in self.seat.downstream.items():
+            pieces, reached = self._outbox.due(peer, self.length, self.config.chunk, fresh)
+            effects += [Send(target, self._frame_out(piece.start, piece.n), piece.rows) for piece in pieces]
+            if reached < self.length:
+                effects += self._journal_short(peer, reached)
         return effects
 
     def _frame_out(self, start: int, n: int) -> Frame:
@@ -447,49 +372,28 @@ class StageMachine:
         tag = self.revision[:REVISION_TAG_BYTES]
         return Frame(self.session, self.end, tag, self.epoch, self.branch, start, n, self._dtype, self.hidden, lengths)
 
-    def _journal_short(self, wanted: int) -> list[StageEffect]:
-        if self._short:
+    def _journal_short(self, peer: str, wanted: int) -> list[StageEffect]:
+        """The next stage cannot go on: only the owner can help. A standby is left behind: the ring does not need it."""
+        if peer != self.seat.next.at.peer:
+            self._outbox.forget(peer)
             return []
-        self._short = True
+        if self._asked.repair:
+            return []
+        self._asked.repair = True
         detail = f"journal holds [{self.journal.first}, {self.journal.end}), {wanted} was wanted"
         return [self._error(self.owner, self.epoch, "journal_short", detail)]
 
     # --- small things -----------------------------------------------------------------------------------------
 
     def _crop(self, length: int) -> list[StageEffect]:
-        if length >= self.length:
+        """Hold nothing from `length` on."""
+        if not self._inbox.crop(length):
             return []
-        self.length = length
-        self.journal.crop(length)
-        lengths = self.clock.lengths
-        if self.config.index < len(lengths):
-            cut = [min(held, length) if k == self.config.index else held for k, held in enumerate(lengths)]
-            self.clock = replace(self.clock, lengths=tuple(cut))
-        self._cursors = {peer: min(cursor, length) for peer, cursor in self._cursors.items()}
+        self._outbox.crop(length)
         return [CropKv(length)]
 
     def _opened(self) -> Send:
-        m = self.config
-        return Send(self.owner, StageOpened(self.session, self.layer, m.epoch, self.length, m.shadow))
+        return Send(self.owner, StageOpened(self.session, self.layer, self.epoch, self.length, self.seat.shadow))
 
     def _error(self, to: PeerId, epoch: int, code: str, message: str, accused: str = "") -> Send:
         return Send(to, StageError(self.session, self.layer, epoch, code, message, accused))
-
-    def _downstream(self) -> tuple[PeerAddress, ...]:
-        following = self.config.route[self.config.index + 1]
-        return (following.at, *following.standbys)
-
-    def _heads(self) -> tuple[PeerAddress, ...]:
-        head = self.config.route[0]
-        return (head.at, *head.standbys)
-
-    def _peers_of(self, index: int) -> set[str]:
-        return {self.config.route[index].at.peer}
-
-    def _neighbours(self) -> dict[str, str]:
-        route, index = self.config.route, self.config.index
-        near = {route[index - 1].at.peer: "the stage upstream"}
-        if len(route) > 1:
-            near[route[(index + 1) % len(route)].at.peer] = "the stage downstream"
-        near.pop(self.me, None)
-        return near
