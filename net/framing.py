@@ -6,7 +6,7 @@ Pure. Memory stays within AHEAD_BYTES, or twice the bytes that have really arriv
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from paceline.wire import limits
 from paceline.wire.errors import ProtocolViolation
@@ -23,11 +23,44 @@ def pack(messages: Sequence[bytes]) -> bytes:
     """Messages as one piece of the stream. Raises ValueError for one over the limit."""
     parts: list[bytes] = []
     for message in messages:
-        if len(message) > limits.MAX_MESSAGE_BYTES:
-            raise ValueError(f"message of {len(message)} bytes is over the limit")
+        _check(message)
         parts.append(_LENGTH.pack(len(message)))
         parts.append(message)
     return b"".join(parts)
+
+
+def pack_in_chunks(messages: Sequence[bytes], size: int) -> Iterator[bytes]:
+    """The same piece of the stream, cut into chunks of `size` bytes that are copied one at a time (they stay in cache).
+
+    Raises ValueError, before the first chunk, for a message over the limit.
+    """
+    if sum(map(len, messages)) + 4 * len(messages) <= size:
+        return iter((pack(messages),))
+    for message in messages:
+        _check(message)
+    return _chunks(messages, size)
+
+
+def _chunks(messages: Sequence[bytes], size: int) -> Iterator[bytes]:
+    parts: list[bytes | memoryview] = []
+    room = size
+    for message in messages:
+        for whole in (_LENGTH.pack(len(message)), message):
+            view = memoryview(whole)
+            while view:
+                parts.append(view[:room])
+                view = view[room:]
+                room -= len(parts[-1])
+                if not room:
+                    yield b"".join(parts)
+                    parts, room = [], size
+    if parts:
+        yield b"".join(parts)
+
+
+def _check(message: bytes) -> None:
+    if len(message) > limits.MAX_MESSAGE_BYTES:
+        raise ValueError(f"message of {len(message)} bytes is over the limit")
 
 
 class Unpacker:

@@ -33,8 +33,9 @@ from paceline.net.direct import DirectChannel, DirectListener, Handshake
 from paceline.net.identity import Identity
 from paceline.net.streams import LINK_PROTOCOL, HostStream, StreamChannel
 from paceline.net.transport import Channel, ChannelHandler
+from paceline.net.unwrapping import single_errors
 from paceline.wire import limits
-from paceline.wire.errors import DeadlineExceeded, PacelineError, PeerUnavailable
+from paceline.wire.errors import DeadlineExceeded, InvalidRequest, PacelineError, PeerUnavailable
 from paceline.wire.ids import PeerId
 from paceline.wire.messages import PeerAddress
 
@@ -98,26 +99,50 @@ class Libp2pTransport:
 
     @asynccontextmanager
     async def _run(self, handler: ChannelHandler) -> AsyncIterator[None]:
-        """Raises PeerUnavailable where a port cannot be opened."""
+        """Raises InvalidRequest where a port cannot be opened."""
         config = self._config
         listen = [Multiaddr(format_tcp(config.listen_host, config.control_port))] if config.listens else []
-        async with self._own_host(listen):
-            self.serve_stream(LINK_PROTOCOL, partial(self._serve_link, handler))
-            try:
-                async with trio.open_nursery() as nursery:
+        data_listeners = await self._open_ports()
+        try:
+            with single_errors():
+                async with self._own_host(listen), trio.open_nursery() as nursery:
                     self._nursery = nursery
-                    if config.listens:
-                        self._learn_control_address()
-                    if config.listens and config.data:
-                        await self._listen_for_data(nursery, handler)
-                    yield
+                    self._learn_addresses(data_listeners)
+                    self.serve_stream(LINK_PROTOCOL, partial(self._serve_link, handler))
+                    if data_listeners:
+                        serve = self._data_service(handler).serve
+                        nursery.start_soon(trio.serve_listeners, serve, data_listeners)
+                    try:
+                        yield
+                    finally:
+                        self._nursery = None
+                        self._control = self._data = ()
+                        await self._close_channels()
                     nursery.cancel_scope.cancel()
-            finally:
-                self._nursery = None
-                self._control = self._data = ()
-                with trio.CancelScope(shield=True):
-                    for channel in list(self._channels):
-                        await channel.aclose()
+        finally:
+            for listener in data_listeners:
+                listener.socket.close()
+
+    async def _open_ports(self) -> list[trio.SocketListener]:
+        """The data port's listeners; the control port is only tried, libp2p opens it."""
+        config = self._config
+        if not config.listens:
+            return []
+        kind = "control"
+        try:
+            if config.control_port:
+                # libp2p listens with SO_REUSEPORT: two nodes on one port would share it and not notice.
+                for listener in await trio.open_tcp_listeners(config.control_port, host=config.listen_host):
+                    await listener.aclose()
+            kind = "data"
+            if not config.data:
+                return []
+            return list(await trio.open_tcp_listeners(config.data_port, host=config.listen_host))
+        except OSError as error:
+            port = config.control_port if kind == "control" else config.data_port
+            raise InvalidRequest(
+                f"cannot listen on {format_tcp(config.listen_host, port)}: {error}", cure=f"choose another {kind} port"
+            ) from error
 
     @asynccontextmanager
     async def _own_host(self, listen: list[Multiaddr]) -> AsyncIterator[None]:
@@ -127,34 +152,36 @@ class Libp2pTransport:
             finally:
                 await hardening.close(self.host)
 
-    def _learn_control_address(self) -> None:
+    def _learn_addresses(self, data_listeners: list[trio.SocketListener]) -> None:
+        if not self._config.listens:
+            return
         ports = {int(address.value_for_protocol("tcp")) for address in self.host.get_transport_addrs()}
         if not ports:
             where = format_tcp(self._config.listen_host, self._config.control_port)
-            raise PeerUnavailable(f"cannot listen on {where}", cure="choose another control port")
+            raise InvalidRequest(f"cannot listen on {where}", cure="choose another control port")
         self._control = self._announced(ports.pop())
+        if data_listeners:
+            self._data = self._announced(data_listeners[0].socket.getsockname()[1])
 
     def _announced(self, port: int) -> tuple[str, ...]:
         hosts = self._config.announce or reachable_hosts(self._config.listen_host)
         return tuple(format_tcp(host, port) for host in hosts)[: limits.MAX_ADDRESSES]
 
-    async def _listen_for_data(self, nursery: trio.Nursery, handler: ChannelHandler) -> None:
-        config = self._config
-        try:
-            listeners = await trio.open_tcp_listeners(config.data_port, host=config.listen_host)
-        except OSError as error:
-            where = format_tcp(config.listen_host, config.data_port)
-            raise PeerUnavailable(f"cannot listen on {where}: {error}", cure="choose another data port") from error
-        listener = DirectListener(
+    def _data_service(self, handler: ChannelHandler) -> DirectListener:
+        return DirectListener(
             self._handshake,
             partial(self._serve, handler),
             self._report,
-            deadline_s=config.handshake_deadline_s,
-            max_handshakes=config.max_handshakes,
-            max_channels=config.max_channels,
+            deadline_s=self._config.handshake_deadline_s,
+            max_handshakes=self._config.max_handshakes,
+            max_channels=self._config.max_channels,
         )
-        self._data = self._announced(listeners[0].socket.getsockname()[1])
-        nursery.start_soon(trio.serve_listeners, listener.serve, listeners)
+
+    async def _close_channels(self) -> None:
+        with trio.CancelScope(shield=True):
+            async with trio.open_nursery() as nursery:
+                for channel in list(self._channels):
+                    nursery.start_soon(channel.aclose)
 
     def _report(self, kind: str) -> None:
         self._counts[kind] += 1
@@ -278,7 +305,7 @@ def _new_host(handshake: Handshake) -> Any:
             ping_timeout=3.0,
             abort_connection_on_ping_failure=True,
             unhealthy_grace_period=1,
-            inbound_upgrade_timeout=10.0,
+            inbound_upgrade_timeout=5.0,
         ),
     )
 

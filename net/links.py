@@ -22,6 +22,7 @@ import trio
 
 from paceline.net.link import Link, LinksConfig, LinkState, Traffic
 from paceline.net.transport import Channel, Transport
+from paceline.net.unwrapping import single_errors
 from paceline.wire.codec import Buffer, decode, encode
 from paceline.wire.errors import DeadlineExceeded, PacelineError, PeerUnavailable, ProtocolViolation, Refused
 from paceline.wire.ids import PeerId
@@ -213,18 +214,19 @@ class Links:
 
     @asynccontextmanager
     async def _run(self) -> AsyncIterator[None]:
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            nursery.start_soon(self._deliver_local)
-            try:
-                async with self._transport.run(self._accept):
-                    try:
-                        yield
-                    finally:
-                        self._nursery = None
-            finally:
-                self._links.clear()
-            nursery.cancel_scope.cancel()
+        with single_errors():
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._deliver_local)
+                try:
+                    async with self._transport.run(self._accept):
+                        try:
+                            yield
+                        finally:
+                            self._nursery = None
+                finally:
+                    self._links.clear()
+                nursery.cancel_scope.cancel()
 
     def _soon(self, call: Callable[[], None]) -> None:
         self._local.append(call)

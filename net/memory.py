@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import trio
 
 from paceline.net.transport import ChannelHandler, ChannelKind
+from paceline.net.unwrapping import single_errors
 from paceline.wire import limits
 from paceline.wire.errors import DeadlineExceeded, PacelineError, PeerUnavailable
 from paceline.wire.ids import PeerId
@@ -316,10 +317,11 @@ class MemoryTransport:
     @asynccontextmanager
     async def _run(self, handler: ChannelHandler) -> AsyncIterator[None]:
         try:
-            async with trio.open_nursery() as nursery:
-                self._handler, self._nursery = handler, nursery
-                yield
-                nursery.cancel_scope.cancel()
+            with single_errors():
+                async with trio.open_nursery() as nursery:
+                    self._handler, self._nursery = handler, nursery
+                    yield
+                    nursery.cancel_scope.cancel()
         finally:
             self._handler = self._nursery = None
             for channel in list(self._channels):

@@ -1,7 +1,7 @@
 """py-libp2p's yamux, repaired: flow control that is enforced, writes that survive a cancel, resets that are seen.
 
 Knows the internals of libp2p 0.8.1's Yamux and YamuxStream. Refuses to know hosts and streams' contents. Applied once,
-by `net.hardening.harden`; why each is needed is told at each, with the figures of docs/py-libp2p in the log.
+by `net.hardening.harden`; why each is needed is told at each.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from paceline.net import framing
 from paceline.net.direct import MAX_RECORD_PLAINTEXT, Records, Seal
-from paceline.net.framing import Unpacker, pack
+from paceline.net.framing import Unpacker, pack, pack_in_chunks
 from paceline.wire import limits
 from paceline.wire.errors import ProtocolViolation
 
@@ -36,6 +36,13 @@ def test_any_cut_gives_the_same_messages(sent: list[bytes], sizes: list[int], ah
     finally:
         framing.AHEAD_BYTES = original
     assert got == sent
+
+
+@given(sent=messages, size=st.integers(1, 700))
+def test_chunks_are_the_same_stream(sent: list[bytes], size: int) -> None:
+    chunks = list(pack_in_chunks(sent, size))
+    assert b"".join(chunks) == pack(sent)
+    assert all(len(chunk) <= size for chunk in chunks)
 
 
 @given(junk=st.binary(max_size=400))

@@ -15,9 +15,11 @@ from paceline.net.dialing import parse_tcp
 from paceline.net.direct import DirectChannel, Handshake
 from paceline.net.host import Libp2pTransport, NetConfig
 from paceline.net.identity import Identity
+from paceline.net.links import Links
+from paceline.net.memory import MemoryNetwork
 from paceline.net.transport import Channel
 from paceline.wire import limits
-from paceline.wire.errors import PeerUnavailable, ProtocolViolation
+from paceline.wire.errors import InvalidRequest, PeerUnavailable, ProtocolViolation
 from paceline.wire.messages import PeerAddress
 
 
@@ -205,18 +207,28 @@ async def test_no_socket_stays_open() -> None:
 
 async def test_a_taken_port_is_a_clear_error() -> None:
     async with serving() as (server, _):
-        port = parse_tcp(server.address.data[0])[1]
-        second = Libp2pTransport(Identity.ephemeral(), NetConfig(data_port=port))
-        with pytest.raises((PeerUnavailable, ExceptionGroup)) as caught:
-            async with second.run(ignore):
-                pass
-        assert "another data port" in "".join(map(str, _leaves(caught.value)))
+        control, data = (parse_tcp(text[0])[1] for text in (server.address.control, server.address.data))
+        for config, kind in ((NetConfig(control_port=control), "control"), (NetConfig(data_port=data), "data")):
+            with pytest.raises(InvalidRequest, match=f"another {kind} port"):
+                async with Libp2pTransport(Identity.ephemeral(), config).run(ignore):
+                    pass
 
 
-def _leaves(error: BaseException) -> list[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
-    return [error]
+async def test_errors_leave_the_block_unwrapped() -> None:
+    for transport in (Libp2pTransport(Identity.ephemeral()), MemoryNetwork().transport("a")):
+        with pytest.raises(PeerUnavailable, match="from inside"):
+            async with Links(transport, lambda *_: None).run():
+                raise PeerUnavailable("from inside")
+
+
+async def test_half_open_control_connections_do_not_stop_service() -> None:
+    async with serving() as (server, client):
+        strangers = [await connect(server.address.control[0]) for _ in range(50)]
+        for stranger in strangers[::2]:
+            await stranger.send_all(b"\x13/multistream")
+        await alive(server, client)
+        for stranger in strangers:
+            await stranger.aclose()
 
 
 async def test_addresses_told_to_others_are_real_ones() -> None:
