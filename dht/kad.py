@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,6 @@ import trio
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
 from libp2p.peer.id import ID
 from libp2p.records.validator import NamespacedValidator
-from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 
 from paceline.dht import records
@@ -43,13 +41,19 @@ class KadConfig:
     """`serve`: take part as a server; clients only ask. Times in seconds."""
 
     serve: bool
-    contact_lifetime_s: float = 300.0
+    contact_lifetime_s: float = 570.0
     publish_timeout_s: float = 20.0
     search_timeout_s: float = 3.0
 
 
 class Kad:
-    """`belongs`: whether a peer is a member now; nobody else stays in the routing table."""
+    """Answers as a server from the start, where told to; asks whenever asked.
+
+    The library's own maintenance service is not run: it looks up random keys to fill a table that the view fills for
+    nothing (150 requests a node at its start, in a swarm of 31), and republishes every 22 h. `tidy` is the upkeep.
+
+    `belongs`: whether a peer is a member now; nobody else stays in the routing table.
+    """
 
     def __init__(
         self,
@@ -79,15 +83,14 @@ class Kad:
         )
         self._dht.belongs = belongs
 
-    @asynccontextmanager
-    async def run(self) -> AsyncIterator[None]:
-        """Serve and maintain the table during the block."""
-        async with background_trio_service(self._dht):
-            try:
-                yield
-            finally:
-                if self._config.serve:
-                    self._host.remove_stream_handler(DHT_PROTOCOL)
+    def close(self) -> None:
+        """Serve no more."""
+        if self._config.serve:
+            self._host.remove_stream_handler(DHT_PROTOCOL)
+
+    async def dial_less(self) -> None:
+        """Stop the library's auto-connector: it dials whoever the peerstore knows, up to 200, the dead included."""
+        await self._host.get_network().auto_connector.stop()
 
     async def add_members(self, members: Iterable[PeerAddress]) -> None:
         """Into the routing table."""

@@ -30,6 +30,9 @@ MAX_SIGNED_BYTES = limits.MAX_OFFER_BYTES + 128
 MAX_OFFERS_PER_S = 250.0
 """Offers of a whole swarm in one second, when all announce at `pace` (about 0.2 ms each to check)."""
 
+_ROUNDING_S = 1e-3
+"""Sums of unix seconds are exact to a quarter of a microsecond."""
+
 _DOMAIN = b"paceline/offer/1\x00"
 """Prefixed to what is signed, so that a signature made for anything else never passes for an offer."""
 
@@ -78,7 +81,7 @@ def check_times(item: Lasting, now: float, max_lifetime_s: float, peer: str) -> 
     """Raise OfferRejected unless `item` is valid at `now` and claims at most `max_lifetime_s`."""
     if item.expires_at <= item.issued_at:
         raise _rejected("malformed", "offer expires before it was issued", peer)
-    if item.expires_at - item.issued_at > max_lifetime_s:
+    if item.expires_at - item.issued_at > max_lifetime_s + _ROUNDING_S:
         lifetime = item.expires_at - item.issued_at
         raise _rejected("too_long_lived", f"offer claims {lifetime:.0f} s, {max_lifetime_s:.0f} s allowed", peer)
     if item.expires_at <= now:
