@@ -8,7 +8,8 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import trio
 
@@ -98,16 +99,25 @@ class AddressBook:
         self._failed.pop(address, None)
 
 
+@dataclass(frozen=True, slots=True)
+class Attempt(Generic[T]):
+    """One way to reach a peer. `alone_s`: how long the next way waits for it."""
+
+    name: str
+    call: Callable[[], Awaitable[T]]
+    alone_s: float = STAGGER_S
+
+
 async def first_of(
-    attempts: Sequence[tuple[str, Callable[[], Awaitable[T]]]],
+    attempts: Sequence[Attempt[T]],
     book: AddressBook,
     discard: Callable[[T], Awaitable[None]],
     *,
     peer: str,
 ) -> T:
-    """The first attempt that succeeds; each starts STAGGER_S after the previous, or at once when that has failed.
+    """The first attempt that succeeds; each starts `alone_s` after the previous, or at once when that has failed.
 
-    `attempts`: ``(name, call)``; `discard` closes a result that came too late. Raises PeerUnavailable that names what
+    `discard` closes a result that came too late. Raises PeerUnavailable that names what
     was tried and why it failed.
     """
     won: list[T] = []
@@ -130,10 +140,10 @@ async def first_of(
 
     try:
         async with trio.open_nursery() as nursery:
-            for name, call in attempts:
+            for each in attempts:
                 over = trio.Event()
-                nursery.start_soon(attempt, name, call, over)
-                with trio.move_on_after(STAGGER_S):
+                nursery.start_soon(attempt, each.name, each.call, over)
+                with trio.move_on_after(each.alone_s):
                     await over.wait()
     except BaseException:
         for result in won:

@@ -28,7 +28,7 @@ from libp2p.stream_muxer.yamux.yamux import Yamux
 from multiaddr import Multiaddr
 
 from paceline.net import hardening
-from paceline.net.dialing import AddressBook, first_of, format_tcp, parse_tcp, reachable_hosts
+from paceline.net.dialing import AddressBook, Attempt, first_of, format_tcp, parse_tcp, reachable_hosts
 from paceline.net.direct import DirectChannel, DirectListener, Handshake
 from paceline.net.identity import Identity
 from paceline.net.streams import LINK_PROTOCOL, HostStream, StreamChannel
@@ -41,6 +41,10 @@ from paceline.wire.messages import PeerAddress
 
 ATTEMPT_S = 5.0
 """One address, from the first packet to the peer's proof of identity."""
+
+DATA_ALONE_S = 1.0
+"""What a data address gets before the next way is tried: a stream over a connection that is up must not overtake a
+data channel on a slow path, which is the better one for its whole life."""
 
 _ADDRESS_TTL_S = 3600
 
@@ -238,11 +242,12 @@ class Libp2pTransport:
 
     async def dial(self, to: PeerAddress, *, timeout_s: float) -> Channel:
         """Data addresses first, then a libp2p stream."""
-        attempts: list[tuple[str, Callable[[], Awaitable[DirectChannel | StreamChannel]]]] = []
-        for address in self._book.order(to.data):
-            attempts.append((address, partial(self._dial_data, PeerId(to.peer), address)))
+        attempts: list[Attempt[DirectChannel | StreamChannel]] = [
+            Attempt(address, partial(self._dial_data, PeerId(to.peer), address), DATA_ALONE_S)
+            for address in self._book.order(to.data)
+        ]
         if to.control:
-            attempts.append((f"stream to {to.peer}", partial(self._dial_stream, to)))
+            attempts.append(Attempt(f"stream to {to.peer}", partial(self._dial_stream, to)))
         with _deadline(timeout_s, to.peer):
             channel = await first_of(attempts, self._book, _close, peer=to.peer)
         self._channels = {known: None for known in (*self._channels, channel) if not known.closed}
@@ -274,7 +279,8 @@ class Libp2pTransport:
         network, peer = self.host.get_network(), ID.from_string(to.peer)
         if any(not connection.is_closed for connection in network.get_connections(peer)):
             return
-        attempts = [(address, partial(self._dial_host, peer, address)) for address in self._book.order(to.control)]
+        addresses = self._book.order(to.control)
+        attempts = [Attempt(address, partial(self._dial_host, peer, address)) for address in addresses]
         with _deadline(timeout_s, to.peer):
             await first_of(attempts, self._book, _close_connection, peer=to.peer)
 

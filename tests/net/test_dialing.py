@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from paceline.net.dialing import STAGGER_S, AddressBook, first_of, format_tcp, parse_tcp, reachable_hosts
+from paceline.net.dialing import STAGGER_S, AddressBook, Attempt, first_of, format_tcp, parse_tcp, reachable_hosts
 from paceline.wire.errors import PeerUnavailable, ProtocolViolation
 
 
@@ -75,8 +77,8 @@ class Tries:
             self.discarded.append(result)
             await trio.lowlevel.checkpoint()
 
-        attempts = [(name, lambda name=name: one(name)) for name in ends]
-        return await first_of(attempts, self.book, discard, peer="p")  # type: ignore[arg-type]
+        attempts = [Attempt(name, partial(one, name)) for name in ends]
+        return await first_of(attempts, self.book, discard, peer="p")
 
 
 async def test_a_failure_starts_the_next_at_once(autojump_clock: MockClock) -> None:
