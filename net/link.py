@@ -23,8 +23,9 @@ import trio
 
 from paceline.net.liveness import Liveness, LivenessConfig
 from paceline.net.transport import Channel
+from paceline.wire import limits
 from paceline.wire.codec import Buffer, decode, encode
-from paceline.wire.errors import Overloaded, PacelineError, PeerUnavailable, ProtocolViolation
+from paceline.wire.errors import InternalError, Overloaded, PacelineError, PeerUnavailable, ProtocolViolation
 from paceline.wire.ids import PeerId
 from paceline.wire.messages import Hello, Message, Ping, Pong
 
@@ -124,8 +125,10 @@ class Link:
         return self._waiting_bytes
 
     def put(self, message: Message, payload: Buffer) -> None:
-        """Queue one message; the payload is copied now. Raises Overloaded."""
+        """Queue one message; the payload is copied now. Raises Overloaded, or InternalError for one over the limit."""
         data = encode(message, payload)
+        if len(data) > limits.MAX_MESSAGE_BYTES:
+            raise InternalError(f"a {type(message).__name__} of {len(data)} bytes is over the limit", peer=self.peer)
         if self._waiting_bytes and self._waiting_bytes + len(data) > self._config.outbox_bytes:
             raise Overloaded(f"{self._waiting_bytes} bytes already wait for this peer", peer=self.peer)
         self._waiting_bytes += len(data)

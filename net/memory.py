@@ -295,6 +295,9 @@ class MemoryTransport:
         """Whether a dial to this peer succeeds now."""
         return self.alive and self._listens and self._nursery is not None
 
+    def statistics(self) -> dict[str, int]:
+        return {"channels_memory": len(self._channels)}
+
     async def dial(self, to: PeerAddress, *, timeout_s: float) -> _MemoryChannel:
         if not to.control and not to.data:
             raise PeerUnavailable("no address to dial", peer=to.peer)

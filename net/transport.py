@@ -76,6 +76,10 @@ class Transport(Protocol):
         """
         ...
 
+    def statistics(self) -> dict[str, int]:
+        """What was refused, by kind (``refused_…``), and open channels, by kind (``channels_…``)."""
+        ...
+
     def run(self, handler: ChannelHandler) -> AbstractAsyncContextManager[None]:
         """Listen (if configured to) and serve inbound channels with `handler` for the time of the block.
 

@@ -13,8 +13,16 @@ from trio.testing import MockClock
 from paceline.net.links import Links, LinksConfig
 from paceline.net.memory import MemoryNetwork
 from paceline.net.transport import Channel
-from paceline.wire import codec
-from paceline.wire.errors import DeadlineExceeded, Malformed, Overloaded, PacelineError, PeerUnavailable, Refused
+from paceline.wire import codec, limits
+from paceline.wire.errors import (
+    DeadlineExceeded,
+    InternalError,
+    Malformed,
+    Overloaded,
+    PacelineError,
+    PeerUnavailable,
+    Refused,
+)
 from paceline.wire.ids import PeerId
 from paceline.wire.messages import BlockPiece, Frame, Hello, Message, NextToken, PeerAddress, StatusRequest
 
@@ -329,6 +337,16 @@ async def test_outbox_is_bounded(autojump_clock: MockClock) -> None:
         await trio.sleep(10)
         assert [type(error) for _, _, error in a.lost] == [DeadlineExceeded]
         a.links.send(b.address, BlockPiece(3, 1), bytes(9_000))
+
+
+async def test_message_over_the_limit_is_the_senders_error_and_the_link_stays(autojump_clock: MockClock) -> None:
+    async with swarm() as net:
+        a, b = await net.peer(A), await net.peer(B)
+        with pytest.raises(InternalError):
+            a.links.send(b.address, BlockPiece(1, 1), bytes(limits.MAX_MESSAGE_BYTES))
+        a.links.send(b.address, StatusRequest(1))
+        await trio.sleep(1)
+        assert b.numbers() == [1]
 
 
 async def test_large_messages_do_not_hold_up_heartbeats(autojump_clock: MockClock) -> None:
