@@ -159,6 +159,9 @@ class Link:
 
     async def serve(self, channel: Channel, early: Sequence[Buffer]) -> None:
         """Own `channel` until the link ends. `early`: messages that came right behind the greeting."""
+        if self.state is LinkState.ENDED:
+            await channel.aclose()
+            return
         self.state = LinkState.UP
         self._up_since = self._now()
         self.settled.set()

@@ -434,3 +434,23 @@ async def test_violation_raised_by_the_owner_ends_the_link(autojump_clock: MockC
         b.send(a.address, StatusRequest(1))
         await trio.sleep(1)
         assert lost == [B]
+
+
+async def test_owner_hears_of_links_that_come_up_and_may_want_or_refuse_one(autojump_clock: MockClock) -> None:
+    network = MemoryNetwork()
+    up: list[tuple[str, PeerId]] = []
+
+    def refuse(peer: PeerId) -> None:
+        up.append(("b", peer))
+        b.close(peer)
+
+    a = Links(network.transport(A), lambda *_: None, on_up=lambda peer: up.append(("a", peer)))
+    b = Links(network.transport(B), lambda *_: None, on_up=refuse)
+    async with a.run(), b.run():
+        a.want(b.address)
+        a.want(b.address)
+        a.want(a.address)
+        await trio.sleep(1)
+        assert up == [("a", B), ("b", A)]
+        assert a.peers() == b.peers() == ()
+        assert a.statistics().dials == 1
