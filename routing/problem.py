@@ -136,71 +136,90 @@ def path_cost(problem: Problem, legs: tuple[Leg, ...]) -> float:
 
 
 def _programme(problem: Problem, heads: Ints, limit: int) -> Solution | None:
-    """The recursion for all `heads` at once. `limit` 0: any number of stages; else at most that many."""
+    """The recursion for all `heads`. `limit` 0: any number of stages; else at most that many."""
     forward, closing = problem.hops()
     same = problem.peer[:, None] == problem.peer[None, :]
-    labels, depth = len(heads), max(limit, 1)
-    value = np.full((labels, depth, len(problem)), np.inf)
-    value[np.arange(labels), 0, heads] = problem.entry[heads] + problem.per_layer[heads]
-    came: list[tuple[Ints, NDArray[np.int32], NDArray[np.int16]]] = []
-    for cut in range(1, problem.layers):
-        old = np.flatnonzero((problem.start < cut) & (problem.end >= cut))
-        new = np.flatnonzero((problem.start <= cut) & (problem.end > cut))
-        reached = value[:, :, old]
-        entered, source = _enter(reached, forward[np.ix_(old, new)], same[np.ix_(old, new)], limit > 0)
-        entered += problem.entry[new]
-        stayed = value[:, :, new]
-        # Candidates that do not hold layer cut - 1 cannot have stayed: their value is still infinite, or stale.
-        stayed[:, :, problem.start[new] >= cut] = np.inf
-        better = entered < stayed
-        value[:, :, new] = np.where(better, entered, stayed) + problem.per_layer[new]
-        level = np.broadcast_to(np.arange(depth, dtype=np.int16)[None, :, None], source.shape)
-        from_same = (
-            np.take_along_axis(same[np.ix_(old, new)], source.reshape(-1, len(new)), axis=0).reshape(source.shape)
-            if limit > 0
-            else np.ones(source.shape, dtype=bool)
-        )
-        previous = np.where(better, old[source], new[None, None, :]).astype(np.int32)
-        came.append((new, previous, np.where(better & ~from_same, level - 1, level).astype(np.int16)))
-    return _close(problem, heads, value, closing, came)
+    several = limit > 0
+    # into[j, i]: hop from i to j. Two of them where stages are counted: to another peer, and inside a peer.
+    into = [np.where(same.T, np.inf, forward.T), np.where(same.T, forward.T, np.inf)] if several else [forward.T]
+    best: Solution | None = None
+    at_once = max(1, BLOCK // (max(limit, 1) * len(problem) * problem.layers))
+    for first in range(0, len(heads), at_once):
+        some = heads[first : first + at_once]
+        levels = _levels(problem, some, max(limit, 1), into)
+        found = _close(problem, some, levels, closing, into)
+        if found is not None and (best is None or found.cost < best.cost):
+            best = found
+    return best
 
 
-def _enter(reached: Floats, hop: Floats, same: NDArray[np.bool_], limited: bool) -> tuple[Floats, Ints]:
-    """min and argmin over exits i of ``reached[·, ·, i] + hop[i, j]``; a hop between peers climbs one stage level."""
-    labels, depth, exits = reached.shape
-    best = np.empty((labels, depth, hop.shape[1]))
-    source = np.empty(best.shape, dtype=np.int64)
-    if limited:
-        climbing = np.full_like(reached, np.inf)
-        climbing[:, 1:, :] = reached[:, :-1, :]
-    rows = max(1, BLOCK // max(1, depth * exits * hop.shape[1]))
+@dataclass(frozen=True, eq=False)
+class _Level:
+    """After one layer: the candidates that hold it, and ``value[head, stages - 1, candidate]``."""
+
+    held: Ints
+    value: Floats
+
+
+def _levels(problem: Problem, heads: Ints, depth: int, into: list[Floats]) -> list[_Level]:
+    """The recursion layer by layer."""
+    held = np.flatnonzero(problem.start == 0)
+    value = np.full((len(heads), depth, len(held)), np.inf)
+    value[np.arange(len(heads)), 0, np.searchsorted(held, heads)] = problem.entry[heads] + problem.per_layer[heads]
+    levels = [_Level(held, value)]
+    for layer in range(1, problem.layers):
+        new = np.flatnonzero((problem.start <= layer) & (problem.end > layer))
+        value = _entered(levels[-1], into, new) + problem.entry[new]
+        stays = np.flatnonzero(problem.start[new] < layer)
+        stayed = levels[-1].value[:, :, np.searchsorted(levels[-1].held, new[stays])]
+        value[:, :, stays] = np.minimum(value[:, :, stays], stayed)
+        levels.append(_Level(new, value + problem.per_layer[new]))
+    return levels
+
+
+def _entered(before: _Level, into: list[Floats], new: Ints) -> Floats:
+    """Least cost of arriving at each of `new`; a hop to another peer climbs one stage where stages are counted."""
+    part = np.ix_(new, before.held)
+    if len(into) == 1:
+        return _least(before.value, into[0][part])
+    value = _least(before.value, into[1][part])
+    climbed = _least(before.value[:, :-1, :], into[0][part])
+    value[:, 1:, :] = np.minimum(value[:, 1:, :], climbed)
+    return value
+
+
+def _least(value: Floats, hop: Floats) -> Floats:
+    """Min-plus product: ``min_i value[h, k, i] + hop[j, i]``, in pieces of bounded size."""
+    labels, depth, exits = value.shape
+    out = np.empty((labels, depth, len(hop)))
+    rows = max(1, BLOCK // max(1, depth * exits * len(hop)))
     for at in range(0, labels, rows):
-        part = slice(at, at + rows)
-        total = (climbing if limited else reached)[part, :, :, None] + hop
-        if limited:
-            total = np.where(same, reached[part, :, :, None] + hop, total)
-        source[part] = total.argmin(axis=2)
-        best[part] = np.take_along_axis(total, source[part][:, :, None, :], axis=2)[:, :, 0, :]
-    return best, source
+        out[at : at + rows] = (value[at : at + rows, :, None, :] + hop).min(axis=3)
+    return out
 
 
-def _close(
-    problem: Problem,
-    heads: Ints,
-    value: Floats,
-    closing: Floats,
-    came: list[tuple[Ints, NDArray[np.int32], NDArray[np.int16]]],
-) -> Solution | None:
-    tails = np.flatnonzero(problem.end == problem.layers)
-    total = value[:, :, tails] + problem.tail[tails] + closing[np.ix_(tails, heads)].T[:, None, :]
+def _close(problem: Problem, heads: Ints, levels: list[_Level], closing: Floats, into: list[Floats]) -> Solution | None:
+    """Close the loop, then walk the recursion back, finding each step's origin anew rather than storing them all."""
+    tails = levels[-1].held
+    total = levels[-1].value + problem.tail[tails] + closing[np.ix_(tails, heads)].T[:, None, :]
     if not total.size or not np.isfinite(total.min()):
         return None
-    label, level, at = (int(k) for k in np.unravel_index(int(total.argmin()), total.shape))
+    head, depth, at = (int(k) for k in np.unravel_index(int(total.argmin()), total.shape))
     chain = [int(tails[at])]
-    for new, previous, levels in reversed(came):
-        column = int(np.searchsorted(new, chain[-1]))
-        chain.append(int(previous[label, level, column]))
-        level = int(levels[label, level, column])
+    for layer in range(problem.layers - 1, 0, -1):
+        before, j = levels[layer - 1], chain[-1]
+        options = [(float((row := before.value[head, depth] + into[-1][j, before.held]).min()), depth, row)]
+        if len(into) == 2 and depth > 0:
+            row = before.value[head, depth - 1] + into[0][j, before.held]
+            options.append((float(row.min()), depth - 1, row))
+        entered, came_from, row = min(options, key=lambda option: option[0])
+        if problem.start[j] < layer:
+            stayed = float(before.value[head, depth, np.searchsorted(before.held, j)])
+            if stayed <= entered + problem.entry[j]:
+                chain.append(j)
+                continue
+        chain.append(int(before.held[row.argmin()]))
+        depth = came_from
     chain.reverse()
     return Solution(float(total.min()), legs_of(chain))
 

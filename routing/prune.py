@@ -3,12 +3,12 @@
 Knows the ring problem and its geometry. Refuses to approximate: whatever is dropped cannot be in a cheaper ring than
 the one in hand, and what is left goes to the exact programme of problem.py.
 
-Write a hop's latency as ``|x_i - x_j| + g_i + g_j``, or more (see :func:`_lowered`). Around a closed ring every stage is
+A hop's latency is at least ``r |x_i - x_j| + g_i + g_j`` (see :func:`_geometry`). Around a closed ring every stage is
 entered once and left once, so without the distances the cost falls apart into stages, and a sweep over the cuts gives
 in O(spans) the cheapest such ring *through each candidate* i, ``thr_i`` (forward and backward programme, joined). And a
-closed tour through head c and candidate j is at least ``2 |x_c - x_j|`` long. Hence for a ring in hand that costs U
+closed tour through head c and candidate j is at least ``2 r |x_c - x_j|`` long. Hence for a ring in hand that costs U
 
-    candidate j rides with head c in a cheaper ring  only if  max(thr_c, thr_j) + 2 |x_c - x_j| < U.        (disc)
+    candidate j rides with head c in a cheaper ring  only if  max(thr_c, thr_j) + 2 r |x_c - x_j| < U.        (disc)
 
 So each head sees only a small disc of candidates. Inside each disc the sweep is repeated: with the far-away fast
 machines gone it is much sharper, kills most heads, and shrinks the remaining discs by the same rule. The exact
@@ -40,6 +40,12 @@ HINT_HEADS, HINT_POOL, HINT_SIZE = 24, 1_500, 40
 BATCH = 96
 """Candidates in one exact programme, so that heads of one neighbourhood share it."""
 
+BANDS = 8
+"""Ranges of distance from the head that a sweep tells apart."""
+
+FAR_S, MIN_STRETCH = 2e-3, 0.3
+"""Pairs from which the stretch r is read, seconds apart; and its least value."""
+
 SLACK = 1e-12
 """Seconds, against rounding: bounds must not drop an equal by a bit."""
 
@@ -50,11 +56,13 @@ def solve_at_scale(problem: Problem, cutoff: float = np.inf) -> Solution | None:
         return solve(problem, cutoff)
     bounds = _bounds(problem, _safe_heights(problem))
     best = _better(_alone(problem, cutoff), None)
-    best = _first_ring(problem, bounds, best, cutoff)
+    size = HINT_SIZE
+    while best is None and size < 4 * len(problem):
+        best, size = _first_ring(problem, bounds, size, cutoff), 4 * size
     limit = cutoff if best is None else best.cost
     near = np.flatnonzero(bounds <= limit + SLACK)
     narrow = problem.take(near)
-    found = _around_heads(narrow, _lowered(narrow, bounds[near], limit), limit)
+    found = _around_heads(narrow, bounds[near], limit)
     return _better(best, None if found is None else _renamed(found, near))
 
 
@@ -63,81 +71,95 @@ def solve_at_scale(problem: Problem, cutoff: float = np.inf) -> Solution | None:
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """Candidates side by side in groups (ascending), each group a small ring problem of its own."""
+    """Candidates side by side in cells (ascending): ``cell = group · bands + band``.
+
+    Each group is a small ring problem of its own, around its head; a band is a range of distances from that head, `width`
+    seconds wide. One band: no geometry.
+    """
 
     layers: int
     start: Ints
     end: Ints
-    group: Ints
+    cell: Ints
     groups: int
+    bands: int
+    width: float
     enter: Floats
     leave: Floats
     finish: Floats
     per_layer: Floats
 
-    def take(self, rows: Bools) -> _Rows:
-        columns = (self.start, self.end, self.group, self.enter, self.leave, self.finish, self.per_layer)
-        start, end, group, enter, leave, finish, per_layer = (column[rows] for column in columns)
-        return _Rows(self.layers, start, end, group, self.groups, enter, leave, finish, per_layer)
+    def between_bands(self) -> Floats:
+        """bands × bands: the least distance between two candidates of these bands, by the triangle inequality."""
+        step = np.arange(self.bands)
+        apart: Floats = self.width * np.maximum(np.abs(step[:, None] - step[None, :]) - 1.0, 0.0)
+        return apart
 
 
 def _through(rows: _Rows) -> Floats:
-    """Per row: the cheapest closed chain of its group that uses the row for at least one layer; no distances."""
+    """Per row: a lower bound on the closed chains of its group that use the row for at least one layer."""
     schedule = [_active(rows, layer) for layer in range(rows.layers)]
-    onward = np.full((rows.layers + 1, rows.groups), np.inf)
-    value = np.full(len(rows.start), np.inf)
-    for layer in range(rows.layers - 1, -1, -1):
-        at, firsts, group = schedule[layer]
-        leave = rows.finish[at] if layer == rows.layers - 1 else onward[layer + 1, rows.group[at]] + rows.leave[at]
-        value[at] = np.minimum(value[at], leave) + rows.per_layer[at]
-        if len(at):
-            onward[layer, group] = np.minimum.reduceat(value[at] + rows.enter[at], firsts)
-    best = np.full(len(rows.start), np.inf)
-    value.fill(np.inf)
-    done = np.zeros(rows.groups)
+    ahead, value = _backward(rows, schedule), np.full(len(rows.start), np.inf)
+    best, shape, apart = value.copy(), (rows.groups, rows.bands), rows.between_bands()
+    done = np.repeat(np.where(np.arange(rows.bands) == 0, 0.0, np.inf)[None, :], rows.groups, axis=0).ravel()
     for layer in range(rows.layers):
-        at, firsts, group = schedule[layer]
-        of = rows.group[at]
+        at, firsts, cells = schedule[layer]
+        of = rows.cell[at]
         reached = np.minimum(value[at], done[of] + rows.enter[at]) + rows.per_layer[at]
         value[at] = reached
-        last = layer == rows.layers - 1
-        left = reached + (rows.finish[at] if last else rows.leave[at])
-        best[at] = np.minimum(best[at], left if last else left + onward[layer + 1, of])
-        done = np.full(rows.groups, np.inf)
-        if len(at):
-            done[group] = np.minimum.reduceat(left, firsts)
+        if layer == rows.layers - 1:
+            best[at] = np.minimum(best[at], reached + rows.finish[at] + apart[0][of % rows.bands])
+            break
+        left = reached + rows.leave[at]
+        best[at] = np.minimum(best[at], left + ahead[layer + 1][of])
+        done = _spread(left, firsts, cells, shape, apart)
     return best
 
 
+def _backward(rows: _Rows, schedule: list[tuple[Ints, Ints, Ints]]) -> list[Floats]:
+    """Per cut and cell: the cheapest way home for whoever left a stage of that cell there."""
+    shape, apart = (rows.groups, rows.bands), rows.between_bands()
+    ahead = [np.zeros(0)] * rows.layers
+    value = np.full(len(rows.start), np.inf)
+    for layer in range(rows.layers - 1, 0, -1):
+        at, firsts, cells = schedule[layer]
+        of = rows.cell[at]
+        home = rows.finish[at] + apart[0][of % rows.bands]
+        onward = home if layer == rows.layers - 1 else ahead[layer + 1][of] + rows.leave[at]
+        value[at] = np.minimum(value[at], onward) + rows.per_layer[at]
+        ahead[layer] = _spread(value[at] + rows.enter[at], firsts, cells, shape, apart)
+    return ahead
+
+
+def _spread(value: Floats, firsts: Ints, cells: Ints, shape: tuple[int, int], apart: Floats) -> Floats:
+    """Least value per cell, then least over all bands of the group with the way between the bands added."""
+    least = np.full(shape[0] * shape[1], np.inf)
+    if len(value):
+        least[cells] = np.minimum.reduceat(value, firsts)
+    if shape[1] == 1:
+        return least
+    moved: Floats = (least.reshape(shape)[:, :, None] + apart).min(axis=1)
+    return moved.ravel()
+
+
 def _active(rows: _Rows, layer: int) -> tuple[Ints, Ints, Ints]:
-    """Rows that hold `layer`, where each group begins among them, and which groups those are."""
+    """Rows that hold `layer`, where each cell begins among them, and which cells those are."""
     at = np.flatnonzero((rows.start <= layer) & (rows.end > layer))
-    group = rows.group[at]
-    firsts = np.flatnonzero(np.diff(group, prepend=-1))
-    return at, firsts, group[firsts]
+    cell = rows.cell[at]
+    firsts = np.flatnonzero(np.diff(cell, prepend=-1))
+    return at, firsts, cell[firsts]
 
 
 def _bounds(problem: Problem, height: Floats) -> Floats:
-    """``thr``: a lower bound on every ring of two or more stages through each candidate."""
-    everyone = np.arange(len(problem))
-    return _through(_rows(problem, height, everyone, np.zeros(len(problem), dtype=np.int64), 1, problem.start))
-
-
-def _rows(problem: Problem, height: Floats, at: Ints, group: Ints, groups: int, start: Ints) -> _Rows:
-    """Candidates `at` with a hop's share `height` on either side of a stage."""
-    side = height[at]
-    upload = np.where(_several(problem), 0.0, problem.upload)[at]
-    return _Rows(
-        problem.layers,
-        start,
-        problem.end[at],
-        group,
-        groups,
-        side + problem.entry[at],
-        side + upload,
-        side + problem.tail[at],
-        problem.per_layer[at],
-    )
+    """``thr``: a lower bound on every ring of two or more stages through each candidate, without distances."""
+    leave = height + np.where(_several(problem), 0.0, problem.upload)
+    cell = np.zeros(len(problem), dtype=np.int64)
+    return _through(
+        _Rows(
+            problem.layers, problem.start, problem.end, cell, 1, 1, 0.0,
+            height + problem.entry, leave, height + problem.tail, problem.per_layer,
+        )
+    )  # fmt: skip
 
 
 def _several(problem: Problem) -> Bools:
@@ -154,26 +176,29 @@ def _safe_heights(problem: Problem) -> Floats:
     return np.minimum(height, latency.height[problem.peer])
 
 
-def _lowered(problem: Problem, bounds: Floats, limit: float) -> Floats:
-    """g with ``latency(i, j) >= |x_i - x_j| + g_i + g_j`` for every hop that a ring cheaper than `limit` can use.
+def _geometry(problem: Problem, bounds: Floats, limit: float) -> tuple[float, Floats]:
+    """r and g with ``latency(i, j) >= r |x_i - x_j| + g_i + g_j`` for every hop that a ring under `limit` can use.
 
-    A pair measured shorter than estimated takes half of the difference off both ends. Pairs so long that no ring below
-    the limit can use them are ignored: noise on an ocean crossing must not soften the bounds inside a city.
+    Estimated hops satisfy it with r = 1 and the heights. Measured ones may be shorter: r gives way to what is relative
+    (noise grows with distance), and what still misses comes off the heights of both ends. Pairs so long that no ring
+    under the limit can use them are ignored: a wrong ocean crossing must not soften the bounds inside a city.
     """
     latency = problem.latency
-    peers = np.unique(problem.peer)
-    source, target, seconds = latency.measured_among(peers)
+    source, target, seconds = latency.measured_among(np.unique(problem.peer))
     safe = np.minimum(latency.height, latency.nearest_half)
     peer_bound = np.full(latency.peers, np.inf)
     np.minimum.at(peer_bound, problem.peer, bounds)
-    usable = np.maximum(peer_bound[source], peer_bound[target]) + seconds - safe[source] - safe[target] <= limit + SLACK
-    source, target, seconds = source[usable], target[usable], seconds[usable]
-    gap = latency.place[source] - latency.place[target]
-    estimate = np.sqrt(np.einsum("ij,ij->i", gap, gap)) + latency.height[source] + latency.height[target]
+    room = seconds - safe[source] - safe[target]
+    usable = np.maximum(peer_bound[source], peer_bound[target]) + room <= limit + SLACK
+    source, target, room = source[usable], target[usable], room[usable]
+    step = latency.place[source] - latency.place[target]
+    gap = np.sqrt(np.einsum("ij,ij->i", step, step))
+    far = gap > FAR_S
+    stretch = float(np.clip(np.quantile(room[far] / gap[far], 0.01), MIN_STRETCH, 1.0)) if far.any() else 1.0
     saving = np.zeros(latency.peers)
-    np.maximum.at(saving, source, estimate - seconds)
-    height = (latency.height - saving / 2.0)[problem.peer]
-    return np.where(_several(problem), np.minimum(height, 0.0), height)
+    np.maximum.at(saving, source, stretch * gap - room)
+    height = (safe - saving / 2.0)[problem.peer]
+    return stretch, np.where(_several(problem), np.minimum(height, 0.0), height)
 
 
 # --- a ring in hand -------------------------------------------------------------------------------------------------
@@ -189,34 +214,27 @@ def _alone(problem: Problem, cutoff: float) -> Solution | None:
     return Solution(float(cost[at]), ((int(whole[at]), 0, problem.layers),)) if cost[at] < cutoff else None
 
 
-def _first_ring(problem: Problem, bounds: Floats, best: Solution | None, cutoff: float) -> Solution | None:
-    """A good ring, quickly: the exact ring of the two discs that look best with every hop charged over the head."""
+def _first_ring(problem: Problem, bounds: Floats, size: int, cutoff: float) -> Solution | None:
+    """A good ring, quickly: the exact ring of the disc that looks best with every hop charged over the head."""
     place = problem.latency.place[problem.peer]
     heads = np.flatnonzero(problem.start == 0)
     heads = heads[np.argsort(bounds[heads], kind="stable")[:HINT_HEADS]]
-    pool = np.sort(np.argsort(bounds, kind="stable")[:HINT_POOL])
-    gap = np.sqrt(((place[heads][:, None, :] - place[pool][None, :, :]) ** 2).sum(axis=2))
-    score = bounds[pool][None, :] + 2.0 * gap
-    size = min(HINT_SIZE, len(pool))
-    picks = (
-        np.argpartition(score, size - 1, axis=1)[:, :size]
-        if size < len(pool)
-        else np.tile(np.arange(size), (len(heads), 1))
-    )
+    pool = np.argsort(bounds, kind="stable")[:HINT_POOL]
+    step = place[heads][:, None, :] - place[pool][None, :, :]
+    gap = np.sqrt(np.einsum("ijk,ijk->ij", step, step))
+    size = min(size, len(pool))
+    picks = np.argpartition(bounds[pool][None, :] + 2.0 * gap, size - 1, axis=1)[:, :size]
     at, group = pool[picks].ravel(), np.repeat(np.arange(len(heads)), size)
-    rows = _rows(problem, problem.latency.height[problem.peer], at, group, len(heads), problem.start[at])
-    detour = np.take_along_axis(gap, picks, axis=1).ravel()
+    side = problem.latency.height[problem.peer[at]] + np.take_along_axis(gap, picks, axis=1).ravel()
     star = _Rows(
-        rows.layers, rows.start, rows.end, group, len(heads), rows.enter + detour, rows.leave + detour, rows.finish + detour,
-        rows.per_layer,
+        problem.layers, problem.start[at], problem.end[at], group, len(heads), 1, 0.0,
+        side + problem.entry[at], side + problem.upload[at], side + problem.tail[at], problem.per_layer[at],
     )  # fmt: skip
-    promise = np.full(len(heads), np.inf)
-    np.minimum.at(promise, group, _through(star))
-    for disc in np.argsort(promise, kind="stable")[:2]:
-        chosen = np.sort(np.unique(np.append(pool[picks[disc]], heads[disc])))
-        found = solve(problem.take(chosen), cutoff if best is None else best.cost)
-        best = _better(best, None if found is None else _renamed(found, chosen))
-    return best
+    promise = _through(star).reshape(len(heads), size).min(axis=1)
+    disc = int(promise.argmin())
+    chosen = np.unique(np.append(pool[picks[disc]], heads[disc]))
+    found = solve(problem.take(chosen), cutoff)
+    return None if found is None else _renamed(found, chosen)
 
 
 def _better(a: Solution | None, b: Solution | None) -> Solution | None:
@@ -233,30 +251,47 @@ def _renamed(solution: Solution, rows: Ints) -> Solution:
 # --- discs ----------------------------------------------------------------------------------------------------------
 
 
-def _around_heads(problem: Problem, height: Floats, limit: float) -> Solution | None:
+def _around_heads(problem: Problem, bounds: Floats, limit: float) -> Solution | None:
     """The cheapest ring of two or more candidates below `limit`, or None."""
+    stretch, height = _geometry(problem, bounds, limit)
     bounds = _bounds(problem, height)
     kept = np.flatnonzero(bounds <= limit + SLACK)
     problem, height, bounds = problem.take(kept), height[kept], bounds[kept]
     if not len(problem) or not problem.covered():
         return None
     heads = np.flatnonzero(problem.start == 0)
-    head, member, gap = _discs(problem, heads, bounds, limit)
-    start = np.where(member == heads[head], problem.start[member], np.maximum(problem.start[member], 1))
-    useful = start < problem.end[member]
-    head, member, gap, start = head[useful], member[useful], gap[useful], start[useful]
-    sharper = _through(_rows(problem, height, member, head, len(heads), start))
-    alive = sharper + 2.0 * gap <= limit + SLACK
-    found = _exact(problem, heads, head[alive], member[alive], (sharper + 2.0 * gap)[alive], limit)
+    head, member, gap = _discs(problem, heads, bounds, limit, stretch)
+    bound = _inside_discs(problem, height, heads, head, member, gap)
+    alive = bound <= limit + SLACK
+    found = _exact(problem, heads, head[alive], member[alive], bound[alive], limit)
     return None if found is None else _renamed(found, kept)
 
 
-def _discs(problem: Problem, heads: Ints, bounds: Floats, limit: float) -> tuple[Ints, Ints, Floats]:
-    """All pairs (index of head, candidate) that the disc rule allows, by head, and their distance.
+def _inside_discs(problem: Problem, height: Floats, heads: Ints, head: Ints, member: Ints, gap: Floats) -> Floats:
+    """The sweep for each pair (head, candidate), with the distance from the head in `BANDS` bands."""
+    width = float(gap.max(initial=0.0)) / BANDS + SLACK
+    band = np.minimum((gap / width).astype(np.int64), BANDS - 1)
+    cell = head * BANDS + band
+    order = np.argsort(cell, kind="stable")
+    at, side = member[order], height[member[order]]
+    # Only the group's own head may take layer 0; another candidate that begins there can join from layer 1 on.
+    start = np.where(at == heads[head[order]], problem.start[at], np.maximum(problem.start[at], 1))
+    rows = _Rows(
+        problem.layers, start, problem.end[at], cell[order], len(heads), BANDS, width,
+        side + problem.entry[at], side + np.where(_several(problem), 0.0, problem.upload)[at], side + problem.tail[at],
+        problem.per_layer[at],
+    )  # fmt: skip
+    bound = np.empty(len(order))
+    bound[order] = _through(rows)
+    return bound
+
+
+def _discs(problem: Problem, heads: Ints, bounds: Floats, limit: float, stretch: float) -> tuple[Ints, Ints, Floats]:
+    """All pairs (index of head, candidate) that the disc rule allows, by head, and their distance (times `stretch`).
 
     A window along the first axis comes first, so that not every pair is looked at.
     """
-    place = problem.latency.place[problem.peer]
+    place = stretch * problem.latency.place[problem.peer]
     order = np.argsort(place[:, 0], kind="stable")
     line = place[order, 0]
     reach = np.maximum(limit - bounds[heads], 0.0) / 2.0 + SLACK
@@ -273,27 +308,23 @@ def _discs(problem: Problem, heads: Ints, bounds: Floats, limit: float) -> tuple
 
 
 def _exact(problem: Problem, heads: Ints, head: Ints, member: Ints, bound: Floats, limit: float) -> Solution | None:
-    """The exact programme over the discs that are left: the most promising head first, the others by neighbourhood."""
+    """The exact programme over the discs that are left, the most promising head first, then its neighbours outwards."""
     best: Solution | None = None
-    alive = np.unique(head)
     promise = np.full(len(heads), np.inf)
     np.minimum.at(promise, head, bound)
-    place = problem.latency.place[problem.peer[heads]][:, 0]
-    queue = sorted(alive.tolist(), key=lambda h: float(place[h]))
-    if queue:
-        first = min(queue, key=lambda h: float(promise[h]))
-        queue.remove(first)
-        queue.insert(0, first)
-    batch: set[int] = set()
-    batch_heads: list[int] = []
-    for at, one in enumerate(queue):
-        if promise[one] <= limit + SLACK:
-            batch |= set(member[(head == one) & (bound <= limit + SLACK)].tolist())
-            batch_heads.append(int(heads[one]))
-        if batch_heads and (len(batch) >= BATCH or at in (0, len(queue) - 1)):
-            rows = np.array(sorted(batch), dtype=np.int64)
-            found = solve(problem.take(rows), limit, np.searchsorted(rows, batch_heads))
-            if found is not None:
-                best, limit = _renamed(found, rows), found.cost
-            batch, batch_heads = set(), []
+    place = problem.latency.place[problem.peer[heads]]
+    from_best = np.linalg.norm(place - place[promise.argmin()], axis=1)
+    queue = [int(h) for h in np.lexsort((promise, from_best)) if promise[h] <= limit + SLACK]
+    while queue:
+        rows, batch = np.zeros(0, dtype=np.int64), 0
+        for one in queue:
+            disc = np.union1d(rows, member[(head == one) & (bound <= limit + SLACK)])
+            if batch and len(disc) > BATCH:
+                break
+            rows, batch = disc, batch + 1
+        chosen = np.searchsorted(rows, heads[queue[:batch]])
+        found = solve(problem.take(rows), limit, chosen)
+        if found is not None:
+            best, limit = _renamed(found, rows), found.cost
+        queue = [h for h in queue[batch:] if promise[h] <= limit + SLACK]
     return best
