@@ -231,7 +231,8 @@ class Owner:
     def _fenced(self, m: FencedBy) -> list[OwnerEffect]:
         if m.epoch <= self.epoch:
             return []
-        return self._end(error=Fenced("another owner has taken this session over"), close=False)
+        # Closing is safe: whoever serves the other owner answers that this epoch is fenced, the rest is freed.
+        return self._end(error=Fenced("another owner has taken this session over"))
 
     def _stage_error(self, sender: PeerId, m: StageError, now: float) -> list[OwnerEffect]:
         if sender not in self._riders():
@@ -351,8 +352,8 @@ class Owner:
     def _close(self) -> CloseStage:
         return CloseStage(self.request.session, self.epoch)
 
-    def _end(self, finish: str = "", error: PacelineError | None = None, close: bool = True) -> list[OwnerEffect]:
+    def _end(self, finish: str = "", error: PacelineError | None = None) -> list[OwnerEffect]:
         self.phase = Phase.ENDED
-        peers = sorted(self._riders() | {s.peer for stage in self.route for s in stage.standbys}) if close else []
+        peers = sorted(self._riders() | {s.peer for stage in self.route for s in stage.standbys})
         effects: list[OwnerEffect] = [Send(PeerId(peer), self._close()) for peer in peers]
         return [*effects, Ended(finish, error)]

@@ -222,13 +222,13 @@ def test_a_resumed_owner_goes_on_behind_the_known_log() -> None:
     assert [(m.start, m.ids) for m in sent(effects, Prompt)] == [(5, (7,))]
 
 
-def test_the_fenced_owner_ends_typed_and_closes_nothing() -> None:
+def test_the_fenced_owner_ends_typed_and_closes_only_what_is_still_its_own() -> None:
     owner = riding()
     assert owner.handle(B, FencedBy(SESSION, owner.epoch), 1.0) == []
     assert owner.handle(B, FencedBy(SESSION, E1), 1.0) == []
     effects = owner.handle(B, FencedBy(SESSION, owner.epoch + 1), 1.0)
-    assert len(effects) == 1
-    assert isinstance(effects[0].error, Fenced)
+    assert isinstance(effects[-1].error, Fenced)
+    assert {m.epoch for m in sent(effects, CloseStage)} == {owner.epoch}
 
 
 def test_a_complete_log_is_not_generated_past_its_end() -> None:

@@ -1,0 +1,456 @@
+"""One simulated run: hosts and riders on a network of one heap of events, in virtual seconds.
+
+Everything that happens is an event; a run is a function of its seed. Knows links and processes: what is lost, copied,
+delayed, cut off, killed and paused. What may never happen is in checks.py, which runs after every event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import heappop, heappush
+from typing import Any
+
+from paceline.consistency.effects import Send
+from paceline.consistency.owner import Owner, Request
+from paceline.sim.chance import Chance
+from paceline.sim.checks import Broken, Watch
+from paceline.sim.host import Host, Step
+from paceline.sim.reference import REVISION, reference
+from paceline.sim.rider import Chooser, Rider
+from paceline.sim.scenario import CALM, Scenario
+from paceline.wire.codec import Buffer
+from paceline.wire.ids import PeerId, Revision, SessionId
+from paceline.wire.messages import PeerAddress, SessionMessage
+from paceline.wire.session import SessionState
+
+SESSION = SessionId(b"simulated session"[:16])
+ORPHAN_S = 10.0
+MOST_EVENTS = 40_000
+"""A run that needs more spins: the longest undisturbed ones need about 1,500."""
+
+Trace = Callable[[float, str], None]
+
+
+class World:
+    """See the module's docstring. `owner_type`, `host_type`: the mutations put broken ones here."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        chance: Chance,
+        trace: Trace | None = None,
+        host_type: type[Host] = Host,
+        owner_type: type[Owner] = Owner,
+    ) -> None:
+        self.scenario = scenario
+        self.chance = chance
+        self.now = 0.0
+        self.events = 0
+        self.healed_at: float | None = None
+        self.weather = scenario.weather
+        self.reference = reference(scenario.reference)
+        self.watch = Watch(self.reference, scenario.journal)
+        self.hosts: dict[PeerId, Host] = {}
+        self.riders: dict[PeerId, Rider] = {}
+        self.dead: set[PeerId] = set()
+        self.paused: set[PeerId] = set()
+        self.cut: set[frozenset[PeerId]] = set()
+        """Pairs that cannot reach each other."""
+        self.down: set[tuple[PeerId, PeerId]] = set()
+        """(who, whom): who was told that the link to whom fell."""
+        self.busy: dict[PeerId, Step] = {}
+        self.inbox: dict[PeerId, list[tuple[Any, ...]]] = {}
+        self.exported: SessionState | None = None
+        self._heap: list[tuple[float, int, str, tuple[Any, ...]]] = []
+        self._serial = 0
+        self._last: dict[tuple[PeerId, PeerId], float] = {}
+        self._trace = trace
+        self._host_type, self._owner_type = host_type, owner_type
+        for peer, revision in scenario.nodes:
+            self.start_host(peer, revision)
+
+    # --- processes ------------------------------------------------------------------------------------------
+
+    def start_host(self, peer: PeerId, revision: bytes) -> None:
+        """A node with empty memory."""
+        self.hosts[peer] = self._host_type(peer, Revision(revision), self.scenario.journal, self.send)
+        self.dead.discard(peer)
+        self.busy.pop(peer, None)
+        self.inbox.pop(peer, None)
+
+    def start_rider(self, peer: PeerId, tag: int, state: SessionState | None) -> None:
+        """A client with a new session, or one that resumes `state`."""
+        made, s = self.reference, self.scenario
+        if state is None:
+            request = Request(SESSION, REVISION, "toy", made.prompt, made.most, made.params, s.chunk)
+            owner = self._owner_type(request, tag, self.now)
+        else:
+            owner = self._owner_type.resume(state, tag, self.now)
+        chooser = Chooser(s.tilings, self.chance, lambda other: self.reachable(peer, other))
+        chooser.shadows, chooser.retile = s.shadows, s.retile
+        rider = self.riders[peer] = Rider(peer, owner, chooser, made, self.now)
+        self._act(rider, rider.begin(self.now))
+
+    def reachable(self, a: PeerId, b: PeerId) -> bool:
+        """True where a message could arrive now."""
+        return a not in self.dead and b not in self.dead and frozenset((a, b)) not in self.cut
+
+    # --- the network ----------------------------------------------------------------------------------------
+
+    def later(self, delay: float, kind: str, *what: Any) -> None:
+        """An event `delay` seconds from now."""
+        self._serial += 1
+        heappush(self._heap, (self.now + delay, self._serial, kind, what))
+
+    def send(self, src: PeerId, effect: Send) -> None:
+        """Perform a Send effect of `src`."""
+        dialled = isinstance(effect.to, PeerAddress)
+        dst = PeerId(effect.to.peer) if isinstance(effect.to, PeerAddress) else effect.to
+        if self._trace:
+            self.say(f"{src} → {dst}: {show(effect.message)}")
+        if src == dst:
+            self.later(1e-6, "message", dst, src, effect.message, effect.payload)
+            return
+        pair = (src, dst)
+        if not self.reachable(src, dst):
+            if dialled and pair not in self.down:
+                self.later(self.chance.between(0.05, 1.0), "link lost", src, dst)
+            return
+        if pair in self.down or (dst, src) in self.down:
+            if not dialled:
+                return
+            self.later(0.0, "link up", src, dst)
+            self.later(0.0, "link up", dst, src)
+        if self.chance.yes(self.weather.loss):
+            return
+        self._fly(pair, effect.message, effect.payload)
+        if self.chance.yes(self.weather.copy):
+            self._fly(pair, effect.message, effect.payload)
+
+    def _fly(self, pair: tuple[PeerId, PeerId], message: SessionMessage, payload: Buffer) -> None:
+        delay = self.weather.delay_s * (0.5 + self.chance.unit())
+        if self.chance.yes(self.weather.spike):
+            delay += self.chance.between(0.1, 5.0)
+        at = self.now + delay
+        if self.weather.fifo:
+            at = self._last[pair] = max(at, self._last.get(pair, 0.0) + 1e-6)
+        self.later(at - self.now, "message", pair[1], pair[0], message, payload)
+
+    # --- the run --------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """To the end of all riders, or Broken."""
+        mishaps = list(reversed(self.scenario.mishaps))
+        self.start_rider(PeerId("ann"), 1, None)
+        while any(rider.ended is None for rider in self.living()):
+            if self.healed_at is None and (self.events >= self.scenario.heal_after or self.now > 25.0):
+                self.heal()
+            while mishaps and self.healed_at is None and self.events >= mishaps[-1].at:
+                getattr(self, "_" + mishaps.pop().kind.replace(" ", "_"))()
+            self._one()
+        if self.healed_at is None:
+            self.heal()
+        self._settle()
+
+    def living(self) -> list[Rider]:
+        """Riders whose process is alive."""
+        return [rider for peer, rider in self.riders.items() if peer not in self.dead]
+
+    def _one(self) -> None:
+        if not self._heap:
+            raise Broken(6, "nothing will ever happen again, and a session has not ended")
+        self.events += 1
+        if self.events > MOST_EVENTS:
+            raise Broken(6, f"{MOST_EVENTS} events: something spins")
+        self.now, _, kind, what = heappop(self._heap)
+        touched = getattr(self, "_on_" + kind.replace(" ", "_"))(*what)
+        if touched is not None:
+            step = self.busy.get(touched)
+            self.watch.host(self.hosts[touched], step.key if step else None)
+
+    def _settle(self) -> None:
+        """After the end: what is in flight lands, and, where nothing was lost, nothing stays behind."""
+        horizon = self.now + 60.0
+        while self._heap and self._heap[0][0] < horizon:
+            self._one()
+        if self.scenario.lossless and not self.dead:
+            left = [(host.me, key[1]) for host in self.hosts.values() for key in host.machines]
+            if left:
+                raise Broken(7, f"left behind after the end: {left}")
+
+    # --- events ---------------------------------------------------------------------------------------------
+
+    def _on_message(self, dst: PeerId, src: PeerId, message: SessionMessage, payload: Buffer) -> PeerId | None:
+        return self._reach(dst, "message", src, message, payload)
+
+    def _on_link_lost(self, dst: PeerId, src: PeerId) -> PeerId | None:
+        if (dst, src) in self.down or dst in self.dead:
+            return None
+        self.down.add((dst, src))
+        return self._reach(dst, "link_lost", src)
+
+    def _on_link_up(self, dst: PeerId, src: PeerId) -> PeerId | None:
+        if (dst, src) not in self.down or not self.reachable(dst, src):
+            return None
+        self.down.discard((dst, src))
+        return self._reach(dst, "link_up", src)
+
+    def _reach(self, dst: PeerId, what: str, *rest: Any) -> PeerId | None:
+        """Something arrives at a process: now, or when it is able to look."""
+        if dst in self.dead:
+            return None
+        if dst in self.paused or (self.scenario.strict and dst in self.busy):
+            self.inbox.setdefault(dst, []).append((what, *rest))
+            return None
+        return self._look(dst, what, *rest)
+
+    def _look(self, dst: PeerId, what: str, *rest: Any) -> PeerId | None:
+        if self._trace:
+            self.say(f"  {dst} sees {what} {rest[0]} {show(rest[1]) if len(rest) > 1 else ''}")
+        rider = self.riders.get(dst)
+        if rider is not None:
+            if what == "message":
+                self._act(rider, rider.handle(rest[0], rest[1], self.now))
+            elif what == "link_lost":
+                self._act(rider, rider.link_lost(rest[0], self.now))
+            return None
+        host = self.hosts[dst]
+        if what == "message":
+            host.handle(*rest)
+        elif what == "link_lost":
+            host.link_lost(*rest)
+            for key, machine in host.machines.items():
+                if machine.orphan:
+                    self.later(ORPHAN_S, "abandon", dst, key, machine)
+        else:
+            host.link_up(*rest)
+        self._work(dst)
+        return dst
+
+    def _on_abandon(self, dst: PeerId, key: Any, machine: Any) -> PeerId | None:
+        if dst in self.dead or dst in self.paused:
+            return None
+        self.hosts[dst].abandon(key, machine)
+        return dst
+
+    def _work(self, peer: PeerId) -> None:
+        """Begin an engine step where there is one to begin."""
+        if peer in self.busy or peer in self.paused:
+            return
+        host = self.hosts[peer]
+        step = host.begin()
+        if step is None:
+            return
+        self.watch.step(host, step)
+        self.busy[peer] = step
+        seconds = self.scenario.step_s * (0.5 + self.chance.unit()) * (30 if peer == self.scenario.slow else 1)
+        self.later(seconds, "done", peer, step)
+
+    def _on_done(self, peer: PeerId, step: Step) -> PeerId | None:
+        if self.busy.get(peer) is not step:
+            return None  # of a process that has died
+        if peer in self.paused:
+            self.inbox.setdefault(peer, []).append(("done", step))
+            return None
+        del self.busy[peer]
+        self.hosts[peer].complete(step)
+        self._catch_up(peer)
+        self._work(peer)
+        return peer
+
+    def _catch_up(self, peer: PeerId) -> None:
+        """Look at what came while the process could not."""
+        waiting = self.inbox.pop(peer, [])
+        for number, (what, *rest) in enumerate(waiting):
+            if what == "done":
+                self._on_done(peer, *rest)
+            elif self.scenario.strict and peer in self.busy:
+                self.inbox.setdefault(peer, []).extend(waiting[number:])
+                return
+            else:
+                self._look(peer, what, *rest)
+
+    def _act(self, rider: Rider, sends: list[Send]) -> None:
+        """After a rider was touched: its sends, its route, its next deadline."""
+        for effect in sends:
+            self.send(rider.me, effect)
+        if rider.wants_route is not None:
+            self.later(self.chance.between(0.0, 0.05), "route", rider.me, rider.wants_route)
+            rider.wants_route = None
+        deadline = rider.owner.next_deadline()
+        if rider.ended is None and deadline != float("inf"):
+            self.later(max(0.0, deadline - self.now), "tick", rider.me)
+
+    def _on_route(self, me: PeerId, lost: frozenset[PeerId]) -> None:
+        rider = self.riders[me]
+        if me not in self.dead and rider.ended is None:
+            self._act(rider, rider.routed(self.now, lost))
+
+    def _on_tick(self, me: PeerId) -> None:
+        rider = self.riders[me]
+        if me in self.dead or rider.ended is not None:
+            return
+        bound = rider.owner.limits.give_up_s + rider.owner.limits.per_position_s * len(rider.owner.log)
+        if self.now > rider.since + bound + 1.0:
+            raise Broken(6, f"{me} still waits, {self.now - rider.since:.1f} s after its last token")
+        if self.now >= rider.owner.next_deadline():
+            self._act(rider, rider.tick(self.now))
+
+    # --- mishaps --------------------------------------------------------------------------------------------
+
+    def heal(self) -> None:
+        """From now on all is well: everybody runs, everybody is reachable, nothing is lost."""
+        self.say("--- healed")
+        self.healed_at, self.weather = self.now, CALM
+        self.cut.clear()
+        for peer, revision in self.scenario.nodes:
+            if peer in self.dead:
+                self.start_host(peer, revision)
+            if peer in self.paused:
+                self._on_resume(peer)
+        for who, whom in list(self.down):
+            self.later(self.chance.between(0.0, 0.5), "link up", who, whom)
+
+    def _everybody(self) -> list[PeerId]:
+        return [*self.hosts, *self.riders]
+
+    def _some_rider_or_host(self) -> PeerId:
+        """Most often somebody who rides now."""
+        riding = [peer for peer, host in self.hosts.items() if host.machines]
+        return self.chance.pick(riding) if riding and self.chance.yes(0.85) else self.chance.pick([*self.hosts])
+
+    def _fell(self, peer: PeerId, others: list[PeerId], told: float, after: tuple[float, float]) -> None:
+        """Others may notice that the link to `peer` fell."""
+        for other in others:
+            if other != peer and self.chance.yes(told):
+                self.later(self.chance.between(*after), "link lost", other, peer)
+
+    def _crash(self) -> None:
+        peer = self._some_rider_or_host()
+        self.say(f"--- {peer} crashes")
+        self.dead.add(peer)
+        self.paused.discard(peer)
+        self.busy.pop(peer, None)
+        self.inbox.pop(peer, None)
+        self.down = {pair for pair in self.down if pair[0] != peer}
+        self.hosts[peer].machines.clear()
+        self._fell(peer, self._everybody(), 0.8, (0.0, 0.1) if self.chance.yes(0.6) else (0.0, 3.0))
+        if self.chance.yes(0.6):
+            self.later(self.chance.between(0.0, 5.0), "restart", peer)
+
+    def _on_restart(self, peer: PeerId) -> None:
+        if peer not in self.dead:
+            return
+        self.say(f"--- {peer} is back, and remembers nothing")
+        self.start_host(peer, dict(self.scenario.nodes)[peer])
+        for who, whom in list(self.down):
+            if whom == peer and self.chance.yes(0.7):
+                self.later(self.chance.between(0.0, 1.0), "link up", who, whom)
+
+    def _blink(self) -> None:
+        """A link falls and comes back at once: what was in flight on it may be lost."""
+        a, b = self._some_rider_or_host(), self.chance.pick(self._everybody())
+        if a != b:
+            self.say(f"--- the link {a}–{b} blinks")
+            for who, whom in ((a, b), (b, a)):
+                self.later(0.0, "link lost", who, whom)
+                self.later(self.chance.between(0.001, 0.5), "link up", who, whom)
+
+    def _partition(self) -> None:
+        a, b = self._some_rider_or_host(), self.chance.pick(self._everybody())
+        if a == b:
+            return
+        self.say(f"--- {a} and {b} cannot reach each other")
+        self.cut.add(frozenset((a, b)))
+        self._fell(a, [b], 0.8, (0.0, 3.0))
+        self._fell(b, [a], 0.8, (0.0, 3.0))
+        self.later(self.chance.between(0.01, 10.0), "join", a, b)
+
+    def _on_join(self, a: PeerId, b: PeerId) -> None:
+        self.cut.discard(frozenset((a, b)))
+        for pair in ((a, b), (b, a)):
+            if self.chance.yes(0.7):
+                self.later(self.chance.between(0.0, 0.5), "link up", *pair)
+
+    def _pause(self) -> None:
+        peer = self._some_rider_or_host()
+        if peer in self.dead or peer in self.paused:
+            return
+        seconds = self.chance.between(0.01, 8.0)
+        self.say(f"--- {peer} freezes for {seconds:.2f} s")
+        self.paused.add(peer)
+        if seconds > 1.0:
+            self._fell(peer, self._everybody(), 0.7, (1.0, 3.0))
+        self.later(seconds, "resume", peer)
+
+    def _on_resume(self, peer: PeerId) -> None:
+        if peer not in self.paused:
+            return
+        self.paused.discard(peer)
+        self._catch_up(peer)
+        self._work(peer)
+        for who, whom in list(self.down):
+            if whom == peer:
+                self.later(self.chance.between(0.0, 0.5), "link up", who, whom)
+
+    def _migrate(self) -> None:
+        rider = self.chance.pick([*self.riders.values()])
+        if rider.me not in self.dead:
+            self._act(rider, rider.migrate(self.now))
+
+    def _export(self) -> SessionState:
+        """The newest state, or an old one that somebody kept."""
+        if self.exported is None or self.chance.yes(0.6):
+            self.exported = self.riders[PeerId("ann")].owner.export()
+        return self.exported
+
+    def _second_owner(self) -> None:
+        if PeerId("bob") not in self.riders:
+            self.say("--- bob resumes the session")
+            self.start_rider(PeerId("bob"), self.chance.pick((0, 2)), self._export())
+
+    def _owner_dies(self) -> None:
+        ann = PeerId("ann")
+        if ann in self.dead or self.riders[ann].ended is not None:
+            return
+        self.say("--- ann dies")
+        state = self._export()
+        self.dead.add(ann)
+        self._fell(ann, [*self.hosts], 0.9, (0.0, 2.0))
+        if PeerId("bob") not in self.riders:
+            self.start_rider(PeerId("bob"), 2, state)
+
+    def _impostor(self) -> None:
+        """Somebody's process was upgraded under a session: frames in flight are of another revision."""
+        for at, serial, kind, what in self._heap:
+            if kind == "message" and type(what[2]).__name__ == "Frame":
+                dst, src, message, payload = what
+                fields = [getattr(message, name) for name in message.__struct_fields__]
+                fields[2] = b"else"
+                forged = type(message)(*fields)
+                heappush(self._heap, (at, serial + 10_000_000, kind, (dst, src, forged, bytes(reversed(payload)))))
+                return
+
+    def _cancel(self) -> None:
+        if self.chance.yes(0.3):
+            rider = self.chance.pick([*self.riders.values()])
+            if rider.me not in self.dead:
+                self._act(rider, rider.cancel(self.now))
+
+    def say(self, text: str) -> None:
+        """For a replay that is watched."""
+        if self._trace:
+            self._trace(self.now, text)
+
+
+def show(message: Any) -> str:
+    """One message in a line."""
+    name = type(message).__name__
+    if not hasattr(message, "__struct_fields__"):
+        return str(message)
+    fields = {field: getattr(message, field) for field in message.__struct_fields__}
+    wanted = ("epoch", "layer", "index", "branch", "start", "n", "ids", "lengths", "known", "have", "token", "finish")
+    parts = [f"{key}={fields[key]}" for key in (*wanted, "length", "code", "accused", "shadow") if fields.get(key)]
+    if "route" in fields:
+        parts.append("route=" + ",".join(f"{s.at.peer}{[b.peer for b in s.standbys] or ''}" for s in fields["route"]))
+    return f"{name}({', '.join(parts)})".replace(f"epoch={fields['epoch']}", f"epoch={fields['epoch'] >> 32}.{fields['epoch'] & 255}")
