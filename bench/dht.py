@@ -51,9 +51,10 @@ async def work(count: int, bootstrap: tuple[str, ...]) -> None:
         say([way_in(transport) for transport, _ in nodes])
         async for _ in trio.lowlevel.FdStream(os.dup(0)):
             views = {transport.peer: [it.peer for it in await directory.offers()] for transport, directory in nodes}
+            published = sum(directory.statistics().get("kad_published", 0) > 0 for _, directory in nodes)
             used = resource.getrusage(resource.RUSAGE_SELF)
             rss_mb = used.ru_maxrss / 1024
-            say({"views": views, "cpu_s": used.ru_utime + used.ru_stime, "rss_mb": rss_mb})
+            say({"views": views, "published": published, "cpu_s": used.ru_utime + used.ru_stime, "rss_mb": rss_mb})
         nursery.cancel_scope.cancel()
 
 
@@ -148,6 +149,10 @@ async def main(nodes: int, each: int) -> bool:
         full_s = await until_all_see(workers, everybody)
         print(f"{nodes} nodes in {len(workers)} processes, up in {time.perf_counter() - began:.1f} s")
         print(f"every view complete {full_s:.1f} s after the last node joined")
+        with trio.fail_after(180):
+            while any((await it.status())["published"] < len(it.nodes) for it in workers):
+                await trio.sleep(0.5)
+        print(f"everybody's records in Kademlia after {time.perf_counter() - began:.1f} s")
         await at_rest(workers)
         good = await look_ups(workers, everybody)
         victims = list(workers)

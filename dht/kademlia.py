@@ -79,9 +79,9 @@ class KademliaDirectory:
         serves = bool(self._transport.address.control)
         kad_config = KadConfig(serves, contact_lifetime_s=1.9 * self._config.publish_s)
         async with self._calls.run(), self._membership.run():
-            kad = Kad(self._transport.host, self._identity, kad_config, self._clock, self._belongs)
-            await kad.dial_less()
-            await kad.add_members(self._membership.members().values())
+            kad = Kad(self._transport.host, self._identity, kad_config, self._clock, self)
+            await kad.calm()
+            await kad.add_members()
             self._kad = kad
             try:
                 async with trio.open_nursery() as nursery:
@@ -138,11 +138,23 @@ class KademliaDirectory:
     def _answer(self, peer: str, request: bytes) -> bytes:
         return self._membership.answer(peer, request)
 
-    def _belongs(self, peer: str) -> bool:
-        book = self._membership.book
-        if book.is_full or book.find(peer, self._clock()) is not None:
+    # --- what Kademlia asks of the view (`kad.View`) ----------------------------------------------------------
+
+    def belongs(self, peer: str) -> bool:
+        """Whether the peer is a member: it has a live offer, or is a bootstrap member that answers."""
+        if not self.is_complete() or self._membership.book.find(peer, self._clock()) is not None:
             return True
         return peer in self._bootstrap and self._membership.answers(peer)
+
+    def everybody(self) -> list[PeerAddress]:
+        """Members that can be called, without those that did not answer last."""
+        return [it for it in self._membership.members().values() if self.belongs(it.peer)]
+
+    def is_complete(self) -> bool:
+        """False where the view had to refuse newcomers."""
+        return not self._membership.book.is_full
+
+    # --- habits -------------------------------------------------------------------------------------------------
 
     def _may_search(self, model: str) -> bool:
         now = self._clock()
@@ -180,9 +192,8 @@ class KademliaDirectory:
     async def _keep_tidy(self, kad: Kad) -> None:
         while True:
             kad.tidy()
-            members = self._membership.members()
-            await kad.add_members(members.values())
-            if len(members) > 2 * self._published_to:
+            await kad.add_members()
+            if len(self._membership.members()) > 2 * self._published_to:
                 self._changed.set()  # what was published early lies with few servers
             await self._calls.trim()
             await trio.sleep(self._config.tidy_s)

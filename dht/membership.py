@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -59,14 +59,15 @@ class MembershipConfig:
     bootstrap: tuple[PeerAddress, ...] = ()
     round_s: float = 2.0
     """Between two repairs by a random neighbour (jittered by half)."""
-    push_all: int = 40
-    """Up to this many members, an announcement goes straight to all of them."""
+    push_all: int = 12
+    """Up to this many members, an announcement goes straight to all of them. Beyond, rumours by way of neighbours cost
+    less: a node's messages and connections then no longer grow with the swarm."""
     fanout: int = 6
     """Neighbours in a larger swarm."""
     era_s: float = 300.0
     """How long neighbours stay the same."""
-    gather_s: float = 0.3
-    """News waits this long for company before it is passed on."""
+    gather_s: float = 1.0
+    """News waits this long for company before it is passed on; that a node has gone does not wait."""
     same_peer_s: float = 0.5
     """News of one peer is passed on at most this often, so that nobody floods the swarm with his own offers."""
     join_timeout_s: float = 10.0
@@ -101,6 +102,7 @@ class Membership:
         self._askers: OrderedDict[str, float] = OrderedDict()
         self._meter = exchange.Meter()
         self._gathered: list[SignedOffer] = []
+        self._urgent = trio.Event()
         self._passed: dict[str, tuple[float, bool]] = {}
         self._counts: Counter[str] = Counter()
         self._skew_s = 0.0
@@ -113,8 +115,8 @@ class Membership:
             await self._join()
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            nursery.start_soon(self._every, self._config.round_s, self._repair)
-            nursery.start_soon(self._every, self._config.gather_s, self._pass_on)
+            nursery.start_soon(self._keep_repairing)
+            nursery.start_soon(self._keep_passing_on)
             try:
                 yield
             finally:
@@ -216,10 +218,17 @@ class Membership:
                 cure="check that one of them runs and can be reached from here",
             )
 
-    async def _every(self, period_s: float, act: Callable[[], Awaitable[None]]) -> None:
+    async def _keep_repairing(self) -> None:
         while True:
-            await trio.sleep(period_s * self._rng.uniform(0.5, 1.5))
-            await act()
+            await trio.sleep(self._config.round_s * self._rng.uniform(0.5, 1.5))
+            await self._repair()
+
+    async def _keep_passing_on(self) -> None:
+        while True:
+            with trio.move_on_after(self._config.gather_s):
+                await self._urgent.wait()
+            self._urgent = trio.Event()
+            self._pass_on()
 
     async def _repair(self) -> None:
         """One round: forget the expired, ask one reachable neighbour, and one who should be in the view and is not."""
@@ -256,7 +265,7 @@ class Membership:
             if await self._ask(member, ask) is None:
                 return
 
-    async def _pass_on(self) -> None:
+    def _pass_on(self) -> None:
         """Push the gathered news once: to neighbours, where whoever made it does not reach everybody himself, and what
         says that a node is gone to those who only ask.
         """
@@ -292,6 +301,8 @@ class Membership:
             if parting or now - then >= self._config.same_peer_s:
                 self._passed[offer.peer] = now, offers.is_withdrawal(offer)
                 self._gathered.append(signed)
+            if parting:
+                self._urgent.set()
 
     async def _ask(self, member: PeerAddress, ask: Ask) -> Told | None:
         """One call with its bookkeeping; None where it failed."""
