@@ -28,6 +28,9 @@ MIN_HEIGHT_S = 1e-5
 
 MIN_RTT_S = 1e-6
 
+MAX_S = 10.0
+"""No place on Earth is further away; what claims to be is not believed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Coordinate:
@@ -46,10 +49,10 @@ def updated(own: Coordinate, remote: Coordinate, rtt_s: float, tie_break: int = 
     """`own` after measuring `rtt_s` to `remote`. Only `own` moves: the remote does the same with its own samples.
 
     `tie_break` picks the direction in which two nodes at the very same place part (any integer that differs between
-    nodes, such as a hash of the peer id: there is no randomness here). Samples that are not finite and positive, and
-    remote coordinates that are not finite, leave `own` unchanged: a liar may mislead, but never poison with NaN.
+    nodes, such as a hash of the peer id: there is no randomness here). Samples that are not positive or
+    above `MAX_S`, and remote coordinates outside these bounds, leave `own` unchanged: a liar may mislead, not poison.
     """
-    if not _usable(remote) or not math.isfinite(rtt_s) or rtt_s <= 0.0:
+    if not _usable(remote) or not 0.0 < rtt_s <= MAX_S:
         return own
     rtt_s = max(rtt_s, MIN_RTT_S)
     predicted = own.rtt_to(remote)
@@ -65,8 +68,8 @@ def updated(own: Coordinate, remote: Coordinate, rtt_s: float, tie_break: int = 
 
 
 def _usable(coordinate: Coordinate) -> bool:
-    numbers = (*coordinate.position, coordinate.height, coordinate.error)
-    return all(map(math.isfinite, numbers)) and coordinate.height >= 0.0 and coordinate.error >= 0.0
+    within = all(-MAX_S <= x <= MAX_S for x in coordinate.position)
+    return within and 0.0 <= coordinate.height <= MAX_S and 0.0 <= coordinate.error <= 1.0
 
 
 def _direction(own: Coordinate, remote: Coordinate, tie_break: int) -> tuple[tuple[float, ...], float]:

@@ -73,8 +73,8 @@ def solve_at_scale(problem: Problem, cutoff: float = np.inf) -> Solution | None:
 class _Rows:
     """Candidates side by side in cells (ascending): ``cell = group · bands + band``.
 
-    Each group is a small ring problem of its own, around its head; a band is a range of distances from that head, `width`
-    seconds wide. One band: no geometry.
+    Each group is a small ring problem of its own, around its head; a band is a range of distances from that head,
+    `width` seconds wide. One band: no geometry.
     """
 
     layers: int

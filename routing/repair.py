@@ -44,9 +44,11 @@ def reroute(view: SwarmView, plan: RingPlan, lost: set[str] | frozenset[str]) ->
 
 
 def standbys(view: SwarmView, plan: RingPlan) -> tuple[PlannedStage | None, ...]:
-    """The best shadow for each stage, or None: holds the whole stage, same revision and numerics, offers spare capacity,
-    is not in the ring, and shadows one stage only. Stages with the fewest candidates choose first; each takes the shadow
-    that would make the repaired ring fastest.
+    """The best shadow for each stage, or None where there is none.
+
+    A shadow holds the whole stage in the same revision and numerics, offers spare capacity, is not in the ring, and
+    shadows one stage only. Stages with the fewest candidates choose first; each takes the shadow that would make the
+    ring fastest once promoted.
     """
     view = view.with_peers(stage.at for stage in plan.stages)
     table = view.table(plan.revision)

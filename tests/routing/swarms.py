@@ -50,15 +50,25 @@ def _drawn_offer(draw: st.DrawFn, name: str, names: list[str], layers: int) -> O
     services = []
     for _ in range(draw(st.sampled_from([1, 1, 1, 2]))):
         start = draw(st.integers(0, layers - 1))
-        services.append(
-            service(
-                start, draw(st.integers(start + 1, layers)), layers, decode_s=draw(MILLISECONDS), fixed_s=draw(MILLISECONDS) / 10,
-                head_s=draw(MILLISECONDS) / 10, decode_extra_s=draw(MILLISECONDS) / 10, sessions=draw(st.integers(0, 2)),
-                uplink_bytes_per_s=draw(st.sampled_from([0.0, 1e5, 1e7])), numerics=draw(st.sampled_from(["a", "a", "a", "b"])),
-            )
-        )  # fmt: skip
+        services.append(_drawn_service(draw, start, layers))
     near = draw(st.lists(st.sampled_from(names), unique=True, max_size=len(names)))
     return offer(name, *services, rtts=tuple((peer, draw(MILLISECONDS)) for peer in near))
+
+
+def _drawn_service(draw: st.DrawFn, start: int, layers: int) -> Service:
+    tenth = MILLISECONDS.map(lambda value: value / 10)
+    return service(
+        start,
+        draw(st.integers(start + 1, layers)),
+        layers,
+        decode_s=draw(MILLISECONDS),
+        fixed_s=draw(tenth),
+        head_s=draw(tenth),
+        decode_extra_s=draw(tenth),
+        sessions=draw(st.integers(0, 2)),
+        uplink_bytes_per_s=draw(st.sampled_from([0.0, 1e5, 1e7])),
+        numerics=draw(st.sampled_from(["a", "a", "a", "b"])),
+    )
 
 
 def rtt_s(offers: tuple[Offer, ...], a: str, b: str) -> float:

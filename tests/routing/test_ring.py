@@ -15,7 +15,7 @@ from paceline.routing.view import swarm_view
 from paceline.wire.errors import NoRoute
 from paceline.wire.offers import Offer
 
-from .swarms import GUESS, MODEL, NOW, REVISION, ring_s, rings, offer, service, swarms
+from .swarms import GUESS, MODEL, NOW, REVISION, offer, ring_s, rings, service, swarms
 
 REQUEST = RingRequest(REVISION)
 
@@ -61,3 +61,115 @@ def test_regret_is_zero_under_a_stage_limit(offers: tuple[Offer, ...], limit: in
     lawful(plan)
     assert len(plan.stages) <= limit
     assert plan.token_s == pytest.approx(min(costs), abs=1e-12)
+
+
+def test_a_slow_peer_with_everything_and_a_fast_neighbour_do_not_make_a_peer_ride_twice() -> None:
+    slow, fast = service(0, 6, 6, decode_s=0.6), service(2, 4, 6, decode_s=0.001)
+    plan = cheapest_ring(view_of(offer("slow", slow, rtts=(("fast", 0.001),)), offer("fast", fast)), REQUEST)
+    lawful(plan)
+    assert plan.peers == ("slow",)
+    assert plan.token_s == pytest.approx(0.6)
+
+
+def test_services_of_one_peer_merge_into_one_stage_and_hop_for_nothing() -> None:
+    view = view_of(offer("a", service(0, 2, 6), service(2, 4, 6)), offer("b", service(4, 6, 6)))
+    plan = cheapest_ring(view, REQUEST)
+    assert [(stage.at.peer, stage.start, stage.end) for stage in plan.route()] == [("a", 0, 4), ("b", 4, 6)]
+
+
+def test_expired_offers_do_not_count_and_newer_ones_replace_older() -> None:
+    gone = offer("a", service(0, 4, 4, decode_s=0.001), expires_at=NOW)
+    older, newer = offer("b", service(0, 4, 4, decode_s=0.1)), offer("b", service(0, 4, 4, decode_s=0.2), sequence=2)
+    plan = cheapest_ring(view_of(gone, newer, older), REQUEST)
+    assert plan.peers == ("b",)
+    assert plan.token_s == pytest.approx(0.2)
+
+
+def test_revisions_are_never_mixed() -> None:
+    other = b"\x02" * 32
+    halves = (service(0, 2, 4), service(2, 4, 4, revision=other), service(0, 2, 4, revision=other))
+    view = view_of(*(offer(name, half) for name, half in zip("abc", halves, strict=True)))
+    assert cheapest_ring(view, RingRequest(other)).peers == ("c", "b")
+    with pytest.raises(NoRoute) as caught:
+        cheapest_ring(view, REQUEST)
+    assert caught.value.missing == (2, 3)
+    assert [coverage.revision for coverage in view.complete()] == [other]
+    assert view.coverage(REVISION).missing == (2, 3)
+    assert view.newest_complete({REVISION: 9, other: 1}) == other
+
+
+WHOLE = service(0, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("bad", "change", "words"),
+    [
+        (offer("bad", WHOLE, state="draining"), {}, "joining or draining"),
+        (offer("bad", WHOLE, state="joining"), {}, "joining or draining"),
+        (offer("bad", WHOLE), {"trusted": frozenset({"half"})}, "no trusted peer"),
+        (offer("bad", WHOLE), {"excluded": frozenset({"bad"})}, "excluded"),
+        (offer("bad", service(0, 4, 4, max_context=9)), {"positions": 10}, "10 positions of context"),
+        (offer("bad", service(0, 4, 4, kv_free=9)), {"positions": 10}, "KV room for 10 positions"),
+        (offer("bad", service(0, 4, 4, numerics="gpu")), {"numerics": "cpu-f32"}, "numerics class cpu-f32"),
+        (offer("bad", service(2, 4, 4, numerics="gpu")), {}, "no single numerics class"),
+    ],
+)
+def test_no_route_names_the_constraint_the_layers_and_a_cure(bad: Offer, change: dict[str, object], words: str) -> None:
+    half = offer("half", service(0, 2, 4))
+    with pytest.raises(NoRoute, match=words) as caught:
+        cheapest_ring(view_of(bad, half), replace(REQUEST, **change))  # type: ignore[arg-type]
+    assert caught.value.missing == (2, 3)
+    assert "layers 2-3 of 4" in caught.value.message
+    assert caught.value.cure
+
+
+def test_no_route_for_an_unknown_model_or_revision() -> None:
+    with pytest.raises(NoRoute, match="nobody offers toy"):
+        cheapest_ring(view_of(), REQUEST)
+    with pytest.raises(NoRoute, match="nobody offers revision 0909") as caught:
+        cheapest_ring(view_of(offer("a", WHOLE)), RingRequest(b"\x09" * 32))
+    assert REVISION.hex()[:12] in caught.value.cure
+
+
+def test_mixing_numerics_only_on_request() -> None:
+    view = view_of(offer("a", service(0, 2, 4, numerics="x")), offer("b", service(2, 4, 4, numerics="y")))
+    assert cheapest_ring(view, replace(REQUEST, mix_numerics=True)).numerics == "x+y"
+
+
+def test_penalties_steer_away_from_stragglers_and_fragile_peers() -> None:
+    view = view_of(offer("a", service(0, 4, 4, decode_s=0.010)), offer("b", service(0, 4, 4, decode_s=0.011)))
+    assert cheapest_ring(view, REQUEST).peers == ("a",)
+    slow = CostTerms(straggler_s={"a": 0.005})
+    assert cheapest_ring(view, replace(REQUEST, terms=slow)).peers == ("b",)
+    fragile = CostTerms(failures_per_s={"a": 0.02}, repair_s=2.0, token_s=0.1)
+    plan = cheapest_ring(view, replace(REQUEST, terms=fragile))
+    assert plan.peers == ("b",)
+
+
+def test_first_token_estimate_grows_with_prompt_and_client_distance() -> None:
+    near = view_of(offer("a", WHOLE), client_rtts={"a": 0.001})
+    far = view_of(offer("a", WHOLE), client_rtts={"a": 0.3})
+    short, long = replace(REQUEST, prompt=10, positions=2000), replace(REQUEST, prompt=1000, positions=2000)
+    assert cheapest_ring(near, short).ttft_s < cheapest_ring(near, long).ttft_s < 0.2
+    assert cheapest_ring(far, short).ttft_s == pytest.approx(cheapest_ring(near, short).ttft_s + 2 * 0.299)
+    assert cheapest_ring(far, short).token_s == cheapest_ring(near, short).token_s
+
+
+@settings(max_examples=60, deadline=None)
+@given(swarms())
+def test_explain_adds_up_and_the_runner_up_never_wins(offers: tuple[Offer, ...]) -> None:
+    try:
+        plan = cheapest_ring(view_of(*offers), REQUEST)
+    except NoRoute:
+        return
+    second = runner_up(view_of(*offers), plan)
+    text = explain(plan, second)
+    rows = re.findall(r"^ +\d+ \S+ +\d+:\d+ +([\d.]+) +([\d.]+)  ", text, re.MULTILINE)
+    assert len(rows) == len(plan.stages)
+    assert sum(float(a) + float(b) for a, b in rows) == pytest.approx(plan.token_s * 1e3, abs=0.001 * len(rows))
+    if second is None:
+        assert "only ring" in text
+    else:
+        assert second.token_s >= plan.token_s - 1e-12
+        assert set(plan.peers) - set(second.peers)
+        assert f"slower by {(second.token_s - plan.token_s) * 1e3:.3f} ms" in text
