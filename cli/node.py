@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from paceline.cli.console import console, progress
+
+if TYPE_CHECKING:
+    from paceline.node.daemon import DaemonConfig
+    from paceline.node.node import Node
 
 
 def node(
@@ -49,41 +52,47 @@ def node(
     """
     # Waiting OpenMP threads must sleep: where they spin, a busy machine decodes twenty times slower (docs/LOG.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    import trio
-
     from paceline.client.connect import home_folder
     from paceline.engine.loading import LoadConfig
     from paceline.net.host import NetConfig
     from paceline.node.config import NodeConfig
-    from paceline.node.daemon import DaemonConfig, serve
-    from paceline.node.node import Node
+    from paceline.node.daemon import DaemonConfig
     from paceline.wire.errors import InvalidRequest
 
     if dtype not in ("f32", "bf16", "f16"):
         raise InvalidRequest(f"dtype {dtype!r}", cure="choose f32, bf16 or f16")
     root = home_folder(home)
-    config = DaemonConfig(
-        home=root,
-        identity=root / "identities" / name,
-        load=LoadConfig(model, span, device, dtype, threads, kv_positions),  # type: ignore[arg-type]
-        bootstrap=tuple(swarm or ()),
-        net=NetConfig(listen_host=listen, control_port=port, data_port=data_port, announce=tuple(announce or ())),
-        node=NodeConfig(agent=f"paceline/{name}"),
-        ready_file=ready_file,
-        until_stdin_closes=until_stdin_closes,
+    _serve(
+        DaemonConfig(
+            home=root,
+            identity=root / "identities" / name,
+            load=LoadConfig(model, span, device, dtype, threads, kv_positions),  # type: ignore[arg-type]
+            bootstrap=tuple(swarm or ()),
+            net=NetConfig(listen_host=listen, control_port=port, data_port=data_port, announce=tuple(announce or ())),
+            node=NodeConfig(agent=f"paceline/{name}"),
+            ready_file=ready_file,
+            until_stdin_closes=until_stdin_closes,
+        )
     )
 
-    def ready(served: Node) -> None:
-        service = served.table.services[0]
-        address = served.links.address
-        console.print(
-            f"[bold green]serving[/] layers {service.shard.span} of {service.model} as {address.peer}\n"
-            f"  decode {service.measured.decode_s * 1e3:.1f} ms a token, numerics {service.shard.numerics}\n"
-            "  join with: paceline node --swarm "
-            + " --swarm ".join(f"{c}/p2p/{address.peer}" for c in address.control),
-            soft_wrap=True,
-        )
+
+def _serve(config: DaemonConfig) -> None:
+    import trio
+
+    from paceline.node.daemon import serve
 
     with progress() as report:
-        trio.run(partial(serve, config, report, ready), strict_exception_groups=False)
+        trio.run(serve, config, report, _say_ready)
     console.print("left the swarm")
+
+
+def _say_ready(node: Node) -> None:
+    service = node.table.services[0]
+    address = node.links.address
+    joins = " ".join(f"--swarm {control}/p2p/{address.peer}" for control in address.control)
+    console.print(
+        f"[bold green]serving[/] layers {service.shard.span} of {service.model} as {address.peer}\n"
+        f"  decode {service.measured.decode_s * 1e3:.1f} ms a token, numerics {service.shard.numerics}\n"
+        f"  join with: paceline node {joins}",
+        soft_wrap=True,
+    )

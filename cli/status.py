@@ -91,4 +91,4 @@ def route(
             plan = cheapest_ring(view, RingRequest(revision, positions=positions))
             return explain(plan, runner_up(view, plan))
 
-    sys.stdout.write(trio.run(explain_now, strict_exception_groups=False) + "\n")
+    sys.stdout.write(trio.run(explain_now) + "\n")

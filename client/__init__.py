@@ -13,22 +13,24 @@ if TYPE_CHECKING:
     from paceline.client.results import Piece, Result
     from paceline.client.sync import Client, Generation
 
-_HOME = {
-    "AsyncClient": "aio",
-    "AsyncGeneration": "aio",
-    "Client": "sync",
-    "GenerateOptions": "options",
-    "Generation": "sync",
-    "Piece": "results",
-    "Result": "results",
-}
-
 __all__ = ["AsyncClient", "AsyncGeneration", "Client", "GenerateOptions", "Generation", "Piece", "Result"]
 
 
 def __getattr__(name: str) -> Any:
-    from importlib import import_module
+    if name in ("AsyncClient", "AsyncGeneration"):
+        from paceline.client import aio
 
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"paceline.client.{_HOME[name]}"), name)
+        return getattr(aio, name)
+    if name in ("Client", "Generation"):
+        from paceline.client import sync
+
+        return getattr(sync, name)
+    if name in ("Piece", "Result"):
+        from paceline.client import results
+
+        return getattr(results, name)
+    if name == "GenerateOptions":
+        from paceline.client.options import GenerateOptions
+
+        return GenerateOptions
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,10 +1,12 @@
 """`AsyncClient`: the client under trio and asyncio. One implementation; under asyncio it runs beside, on a thread.
 
+::
+
     async with AsyncClient() as client:
-    async with client.generate("Once upon a time", max_tokens=64) as answer:
-        async for piece in answer:
-            print(piece.text, end="")
-    print(answer.result.tokens_per_s)
+        async with client.generate("Once upon a time", max_tokens=64) as answer:
+            async for piece in answer:
+                print(piece.text, end="")
+        print(answer.result.tokens_per_s)
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """`Client`: the client for plain blocking code.
 
+::
+
     with Client() as client:
         with client.generate("Once upon a time", max_tokens=64) as answer:
             for piece in answer:

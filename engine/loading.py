@@ -21,7 +21,8 @@ Report = Callable[[str, int, int], None]
 class LoadConfig:
     """`span`: ``"all"``, ``"START:END"``, or ``"K/N"``: the K-th (from 1) of N parts of equal decode cost.
 
-    `threads` 0: torch's choice. `kv_positions`: KV room, in positions of the span.
+    `threads`: the most that a step may use, 0: all cores; decode steps use fewer where that is as fast.
+    `kv_positions`: KV room, in positions of the span.
     """
 
     model: str = default_model.NAME
@@ -53,7 +54,7 @@ def load_service(store: Store, config: LoadConfig, report: Report) -> Loaded:
         manifest = store.manifest(config.model)
     span = resolve_span(manifest, config.span)
     report("load", 0, 0)
-    from paceline.engine.measure import measure
+    from paceline.engine.measure import measure, tune_threads
     from paceline.engine.torch_shard import TorchShard
 
     shard = TorchShard.load(
@@ -66,6 +67,7 @@ def load_service(store: Store, config: LoadConfig, report: Report) -> Loaded:
         kv_positions=config.kv_positions,
     )
     report("measure", 0, 0)
+    tune_threads(shard)
     return Loaded(manifest.name, manifest.revision, shard, measure(shard))
 
 

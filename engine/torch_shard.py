@@ -25,6 +25,8 @@ from paceline.wire.ids import Span
 from paceline.wire.messages import Dtype
 
 _ACCEPTED: tuple[Dtype, ...] = ("f32", "bf16", "f16")
+FEW_ROWS = 8
+"""Up to this many rows a step is a decode step, as far as threads go."""
 _POISON = "non-finite activations from upstream"
 
 
@@ -38,6 +40,7 @@ class TorchShard:
         self.shape = ModelShape(len(manifest.layers), manifest.hidden, manifest.vocab, context, manifest.eos_ids)
         self.numerics = f"{device.type}-{dtype}"
         self._parts, self._device = parts, device
+        self.few_threads = self.many_threads = torch.get_num_threads()
         self._sessions: dict[Key, SessionKV] = {}
         self._spans: dict[Key, Span] = {}
         self._room = Reservations(0, context)
@@ -62,12 +65,12 @@ class TorchShard:
         packed: bool = True,
     ) -> TorchShard:
         """Load a span. `threads` 0 leaves torch's choice. Raises UnsupportedModel, ModelNotFound, CorruptBlock."""
-        if threads:
-            torch.set_num_threads(threads)
         where = torch.device(device)
         parts = family.load(store, manifest, span, where, dtype, packed=packed)
         shard = cls(parts, manifest, span, dtype, where)
         shard._room = Reservations(kv_positions, shard.shape.max_context)
+        shard.many_threads = threads or torch.get_num_threads()
+        shard.few_threads = min(shard.few_threads, shard.many_threads)
         return shard
 
     # --- sessions
@@ -100,6 +103,12 @@ class TorchShard:
 
     # --- the step
 
+    def _use_threads(self, rows: int) -> None:
+        """Decode is bound by memory and often fastest on few threads, prefill by arithmetic (engine.measure tunes)."""
+        wanted = self.few_threads if rows <= FEW_ROWS else self.many_threads
+        if self._device.type == "cpu" and torch.get_num_threads() != wanted:
+            torch.set_num_threads(wanted)
+
     @torch.inference_mode()
     def step(self, batch: Sequence[Work]) -> list[Output]:
         check_caller(batch, [self.length(work.key) for work in batch])
@@ -113,6 +122,7 @@ class TorchShard:
                 outputs[work.key] = Output(work.key, error=wrong or _POISON)
             else:
                 runnable.setdefault(span, []).append((work, rows))
+        self._use_threads(sum(work.n for work in batch))
         for span, pairs in runnable.items():
             works, inputs = [work for work, _ in pairs], [rows for _, rows in pairs]
             hidden = self.forward(works, inputs[0] if len(inputs) == 1 else torch.cat(inputs), span)
