@@ -73,6 +73,9 @@ class Owner:
         self._stalls = self._breaks = 0
         self._steady = False
         self._broken: tuple[float, frozenset[PeerId], str] | None = None
+        """Since when, who was lost until the next token, and the last reason: for the audit."""
+        self._lost: frozenset[PeerId] = frozenset()
+        """Lost since the last `install`: older bans are the chooser's to keep or to lift."""
         self._from_tokens = False
         self._repair: RepairPlan | None = None
         self._asked_events_at = -1
@@ -122,7 +125,7 @@ class Owner:
         known = len(self.log)
         repair = plan(old, new, recovery_line(known, len(self.request.prompt)), from_tokens=self._from_tokens)
         self.epoch = epoch_after(self.epoch, self._tag)
-        self.route, self._repair, self._from_tokens = new, repair, False
+        self.route, self._repair, self._from_tokens, self._lost = new, repair, False, frozenset()
         self.clock = Clock(self.request.revision, self.epoch, Branch(0), repair.lengths)
         self._opened.clear()
         self._asked_events_at = -1
@@ -243,7 +246,7 @@ class Owner:
             self._from_tokens = True
             return self._break(frozenset(), "a journal was short", now)
         lost = PeerId(m.accused) if m.accused else sender
-        if lost not in self._riders() or (self.phase is Phase.BROKEN and self._broken and sender in self._broken[1]):
+        if lost not in self._riders() or (self.phase is Phase.BROKEN and sender in self._lost):
             return []  # of two that accuse each other, the first is believed
         return self._break(frozenset({lost}), f"{m.code}: {m.message}", now)
 
@@ -311,6 +314,7 @@ class Owner:
         """The ring is broken. A route is asked for at once, or after a pause where repairs keep failing."""
         since, before = (now, frozenset[PeerId]()) if self._broken is None else self._broken[:2]
         self._broken = (since, before | lost, reason)
+        self._lost |= lost
         self.excluded |= lost
         self._steady = False
         if self.phase is Phase.BROKEN:
@@ -326,7 +330,7 @@ class Owner:
     def _ask_route(self, now: float) -> list[OwnerEffect]:
         assert self._broken is not None
         self._retry_at = now + self.limits.give_up_s
-        return [NeedRoute(self._broken[1], self._broken[2])]
+        return [NeedRoute(self._lost, self._broken[2])]
 
     def _note_repaired(self, now: float) -> None:
         if self._broken is None or self._repair is None:

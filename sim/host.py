@@ -70,6 +70,8 @@ class Host:
         elif isinstance(message, CloseStage):
             for key in [key for key in self.machines if key[0] == message.session]:
                 self._deliver(key, peer, message, payload)
+            if not any(key[0] == message.session for key in self.machines):
+                self.fences.note(message.session, message.epoch, closed=True)
         elif isinstance(message, NextToken):
             self._deliver((message.session, 0), peer, message, payload)
         elif isinstance(message, Frame | Prompt | Nack):
@@ -90,7 +92,7 @@ class Host:
     def _open(self, peer: PeerId, m: OpenStage) -> None:
         mine = m.route[m.index]
         key = (m.session, mine.start)
-        fence = self.fences.newer(m.session, m.epoch)
+        fence = self.fences.over(m.session, m.epoch)
         if fence is not None:
             self._send(self.me, Send(peer, FencedBy(m.session, fence)))
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from paceline.sim.chance import Chance
 from paceline.sim.reference import LAYERS, OTHER_REVISION, POOL, REVISION
@@ -69,7 +70,12 @@ class Scenario:
     def lossless(self) -> bool:
         """True where no message is lost but by a crash: then nothing may be left behind."""
         kinds = {mishap.kind for mishap in self.mishaps}
-        return self.weather.loss == 0 and not kinds & {"partition", "pause", "blink", "owner dies", "impostor"}
+        lost = kinds & {"crash"} and not self.weather.fifo
+        return (
+            self.weather.loss == 0
+            and not lost
+            and not kinds & {"partition", "pause", "blink", "owner dies", "impostor"}
+        )
 
 
 def draw(chance: Chance) -> Scenario:
@@ -114,7 +120,7 @@ def _tiling(chance: Chance, nodes: list[PeerId]) -> tuple[Tile, ...]:
     edges = [0, *cuts, LAYERS]
     return tuple(
         Tile(start, end, tuple(sorted({chance.pick(nodes) for _ in range(1 + chance.below(3))})))
-        for start, end in zip(edges, edges[1:], strict=False)
+        for start, end in pairwise(edges)
     )
 
 

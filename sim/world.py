@@ -64,6 +64,7 @@ class World:
         self._heap: list[tuple[float, int, str, tuple[Any, ...]]] = []
         self._serial = 0
         self._last: dict[tuple[PeerId, PeerId], float] = {}
+        self._lives: dict[PeerId, int] = {}
         self._trace = trace
         self._host_type, self._owner_type = host_type, owner_type
         for peer, revision in scenario.nodes:
@@ -74,6 +75,7 @@ class World:
     def start_host(self, peer: PeerId, revision: bytes) -> None:
         """A node with empty memory."""
         self.hosts[peer] = self._host_type(peer, Revision(revision), self.scenario.journal, self.send)
+        self._lives[peer] = self._lives.get(peer, 0) + 1
         self.dead.discard(peer)
         self.busy.pop(peer, None)
         self.inbox.pop(peer, None)
@@ -109,7 +111,7 @@ class World:
         if self._trace:
             self.say(f"{src} → {dst}: {show(effect.message)}")
         if src == dst:
-            self.later(1e-6, "message", dst, src, effect.message, effect.payload)
+            self.later(1e-6, "message", dst, src, effect.message, effect.payload, self._lives.get(dst, 0))
             return
         pair = (src, dst)
         if not self.reachable(src, dst):
@@ -134,7 +136,7 @@ class World:
         at = self.now + delay
         if self.weather.fifo:
             at = self._last[pair] = max(at, self._last.get(pair, 0.0) + 1e-6)
-        self.later(at - self.now, "message", pair[1], pair[0], message, payload)
+        self.later(at - self.now, "message", pair[1], pair[0], message, payload, self._lives.get(pair[1], 0))
 
     # --- the run --------------------------------------------------------------------------------------------
 
@@ -180,7 +182,11 @@ class World:
 
     # --- events ---------------------------------------------------------------------------------------------
 
-    def _on_message(self, dst: PeerId, src: PeerId, message: SessionMessage, payload: Buffer) -> PeerId | None:
+    def _on_message(
+        self, dst: PeerId, src: PeerId, message: SessionMessage, payload: Buffer, life: int
+    ) -> PeerId | None:
+        if self.scenario.weather.fifo and life != self._lives.get(dst, 0):
+            return None  # a real link ends with the process, and what was in flight on it
         return self._reach(dst, "message", src, message, payload)
 
     def _on_link_lost(self, dst: PeerId, src: PeerId) -> PeerId | None:
@@ -250,7 +256,7 @@ class World:
         if self.busy.get(peer) is not step:
             return None  # of a process that has died
         if peer in self.paused:
-            self.inbox.setdefault(peer, []).append(("done", step))
+            self.inbox.setdefault(peer, []).insert(0, ("done", step))
             return None
         del self.busy[peer]
         self.hosts[peer].complete(step)
@@ -424,11 +430,13 @@ class World:
         """Somebody's process was upgraded under a session: frames in flight are of another revision."""
         for at, serial, kind, what in self._heap:
             if kind == "message" and type(what[2]).__name__ == "Frame":
-                dst, src, message, payload = what
+                dst, src, message, payload, life = what
                 fields = [getattr(message, name) for name in message.__struct_fields__]
                 fields[2] = b"else"
                 forged = type(message)(*fields)
-                heappush(self._heap, (at, serial + 10_000_000, kind, (dst, src, forged, bytes(reversed(payload)))))
+                heappush(
+                    self._heap, (at, serial + 10_000_000, kind, (dst, src, forged, bytes(reversed(payload)), life))
+                )
                 return
 
     def _cancel(self) -> None:
@@ -453,4 +461,6 @@ def show(message: Any) -> str:
     parts = [f"{key}={fields[key]}" for key in (*wanted, "length", "code", "accused", "shadow") if fields.get(key)]
     if "route" in fields:
         parts.append("route=" + ",".join(f"{s.at.peer}{[b.peer for b in s.standbys] or ''}" for s in fields["route"]))
-    return f"{name}({', '.join(parts)})".replace(f"epoch={fields['epoch']}", f"epoch={fields['epoch'] >> 32}.{fields['epoch'] & 255}")
+    return f"{name}({', '.join(parts)})".replace(
+        f"epoch={fields['epoch']}", f"epoch={fields['epoch'] >> 32}.{fields['epoch'] & 255}"
+    )
