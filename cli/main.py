@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from paceline.cli import node, pull, status, talk, up
+from paceline.cli import gateway, node, pull, status, talk, up
 from paceline.cli.console import fail
 from paceline.wire.errors import PacelineError
 
@@ -34,6 +34,7 @@ app.command("chat")(talk.chat)
 app.command("status")(status.status)
 app.command("route")(status.route)
 app.command("pull")(pull.pull)
+app.command("gateway")(gateway.gateway)
 
 
 def main() -> None:

@@ -55,7 +55,7 @@ ROOMS = {
     "client": room(
         "wire routing consistency net dht store", "trio anyio sniffio msgspec tokenizers jinja2 numpy platformdirs"
     ),
-    "gateway": room("wire client", "trio anyio msgspec h11 starlette hypercorn", extra="gateway"),
+    "gateway": room("wire client", "trio msgspec starlette hypercorn prometheus_client", extra="gateway"),
     "sim": room("wire routing consistency client.generation engine.toy engine.shard engine.sampling engine.draw"),
     "cli": Room(ALL, frozenset(("typer", "click", "rich", "trio", "anyio", "msgspec", "platformdirs"))),
 }

@@ -1,0 +1,53 @@
+"""`paceline gateway`: the OpenAI-compatible API and the web page, on this machine, over a swarm."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from paceline.cli.console import console
+from paceline.cli.talk import Home, Swarm
+
+
+def gateway(
+    swarm: Swarm = None,
+    home: Home = None,
+    host: Annotated[str, typer.Option(help="IP address to listen on; 0.0.0.0 for all interfaces.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="TCP port; 0: any free one.", min=0, max=65535)] = 8080,
+    keys: Annotated[
+        Path | None, typer.Option(help="TOML file with API keys and their limits; none: anybody may ask.")
+    ] = None,
+    default_tokens: Annotated[int, typer.Option(help="Length of an answer whose request names none.", min=1)] = 512,
+) -> None:
+    """Serve the OpenAI API and a web page over a swarm until Ctrl-C.
+
+    Any OpenAI client works: set its base URL to the one printed here, with `/v1`.
+    """
+    import trio
+
+    from paceline.client.connect import ClientConfig, as_addresses, connect
+    from paceline.gateway.config import GatewayConfig, load_keys
+    from paceline.gateway.serving import serve
+
+    config = GatewayConfig(host=host, port=port, keys=load_keys(keys) if keys else (), default_tokens=default_tokens)
+    if not config.keys and not _is_loopback(host):
+        console.print("[yellow]anybody who can reach this address can use the swarm[/]: limit it with --keys")
+
+    def started(url: str) -> None:
+        console.print(f"[bold green]gateway[/] web page: [bold]{url}/[/]   API: [bold]{url}/v1[/]", soft_wrap=True)
+
+    async def run() -> None:
+        async with connect(ClientConfig(as_addresses(swarm), home)) as core:
+            await serve(core, config, started=started)
+
+    trio.run(run, strict_exception_groups=False)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

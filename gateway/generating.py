@@ -1,0 +1,284 @@
+"""The three generating endpoints, and the one that resumes a cut-off stream."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import trio
+from starlette.requests import Request
+from starlette.responses import Response
+
+from paceline.client.core import ClientCore
+from paceline.client.options import GenerateOptions
+from paceline.client.results import Piece
+from paceline.client.stream import Stream
+from paceline.gateway.catalogue import Catalogue
+from paceline.gateway.chat_writer import ChatWriter
+from paceline.gateway.config import GatewayConfig
+from paceline.gateway.delivery import Delivery, Job
+from paceline.gateway.errors import BadField, NotHere
+from paceline.gateway.gate import Gate
+from paceline.gateway.metrics import Metrics, Watch
+from paceline.gateway.quota import Meter
+from paceline.gateway.replies import ResponsesReply
+from paceline.gateway.requests import ChatRequest, CompletionRequest, ResponsesRequest
+from paceline.gateway.responses_writer import ResponsesWriter
+from paceline.gateway.shelf import Kept, Shelf
+from paceline.gateway.source import LiveSource, ResumedSource, continuable
+from paceline.gateway.text_writer import TextWriter
+from paceline.gateway.writers import Head, Writer
+from paceline.wire.errors import ModelNotFound, PeerUnavailable
+
+MOST_CHOICES = 64
+"""Answers that one request may ask for: prompts × n."""
+
+Start = Callable[[GenerateOptions], Awaitable[Stream]]
+MakeWriter = Callable[[Head], Writer]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """One request, ready to start. `starts`: one a choice, with the options of each."""
+
+    endpoint: str
+    prefix: str
+    starts: Sequence[tuple[Start, GenerateOptions]]
+    writer: MakeWriter
+    streamed: bool
+    events: bool
+
+
+class Generating:
+    """The endpoints."""
+
+    def __init__(
+        self, core: ClientCore, config: GatewayConfig, gate: Gate, catalogue: Catalogue, metrics: Metrics
+    ) -> None:
+        self._core = core
+        self._config = config
+        self._gate = gate
+        self._catalogue = catalogue
+        self._metrics = metrics
+        self._shelf = Shelf(config.resumable, config.resume_s)
+
+    # --- endpoints ----------------------------------------------------------------------------------------------
+
+    async def chat(self, request: Request) -> Response:
+        """POST /v1/chat/completions."""
+        return await self._admitted(request, self._chat)
+
+    async def completions(self, request: Request) -> Response:
+        """POST /v1/completions."""
+        return await self._admitted(request, self._completions)
+
+    async def responses(self, request: Request) -> Response:
+        """POST /v1/responses."""
+        return await self._admitted(request, self._responses)
+
+    async def resume(self, request: Request) -> Response:
+        """GET /paceline/streams/{id}: the rest of a stream, after the token that ``Last-Event-ID`` names."""
+        meter = self._gate.admit(request)
+        try:
+            return await self._resumed(request, meter)
+        except BaseException:
+            meter.done(0, trio.current_time())
+            raise
+
+    async def _admitted(self, request: Request, prepare: Callable[[Request], Awaitable[Ask]]) -> Response:
+        meter, began = self._gate.admit(request), trio.current_time()
+        try:
+            return await self._started(await prepare(request), meter, began)
+        except BaseException:
+            meter.done(0, trio.current_time())
+            raise
+
+    # --- what is asked for --------------------------------------------------------------------------------------
+
+    async def _chat(self, request: Request) -> Ask:
+        body = await self._gate.body(request, ChatRequest)
+        options = body.options(self._config.default_tokens, self._config.ring_wait_s)
+        await self._catalogue.check(body.model)
+        conversation, tools = body.conversation(), body.offered_tools
+        variables = {"tools": tools} if tools else {}
+        if tools:
+            await self._catalogue.require_tools(body.model, options.timeout_s, conversation, tools)
+
+        async def start(options: GenerateOptions) -> Stream:
+            return await self._core.chat(conversation, options, **variables)
+
+        n = body.n or 1
+        return Ask(
+            endpoint="chat",
+            prefix="chatcmpl-",
+            starts=_choices(start, options, n),
+            writer=partial(
+                ChatWriter, choices=n, logprobs=bool(body.logprobs), tools=bool(tools), with_usage=body.wants_usage
+            ),
+            streamed=bool(body.stream),
+            events=body.paceline_events,
+        )
+
+    async def _completions(self, request: Request) -> Ask:
+        body = await self._gate.body(request, CompletionRequest)
+        options, n = body.options(self._config.ring_wait_s), body.n or 1
+        prompts = body.prompts()
+        if len(prompts) * n > MOST_CHOICES:
+            raise BadField(f"{len(prompts)} prompts × {n}: at most {MOST_CHOICES} answers a request", param="n")
+        await self._catalogue.check(body.model)
+        echoes = [await self._echo(body, prompt) for prompt in prompts for _ in range(n)]
+        starts = [pair for prompt in prompts for pair in _choices(partial(self._core.generate, prompt), options, n)]
+        return Ask(
+            endpoint="completions",
+            prefix="cmpl-",
+            starts=starts,
+            writer=partial(
+                TextWriter, echoes=echoes, prompts=len(prompts), logprobs=body.logprobs, with_usage=body.wants_usage
+            ),
+            streamed=bool(body.stream),
+            events=body.paceline_events,
+        )
+
+    async def _echo(self, body: CompletionRequest, prompt: str | list[int]) -> str:
+        if not body.echo or isinstance(prompt, str):
+            return prompt if body.echo and isinstance(prompt, str) else ""
+        return (await self._catalogue.model(body.model, self._config.ring_wait_s)).tokenizer.decode(prompt)
+
+    async def _responses(self, request: Request) -> Ask:
+        body = await self._gate.body(request, ResponsesRequest)
+        options = body.options(self._config.default_tokens, self._config.ring_wait_s)
+        await self._catalogue.check(body.model)
+        conversation = body.conversation()
+        return Ask(
+            endpoint="responses",
+            prefix="resp_",
+            starts=[(partial(self._core.chat, conversation), options)],
+            writer=partial(_responses_writer, body, options),
+            streamed=bool(body.stream),
+            events=body.paceline_events,
+        )
+
+    # --- running it ---------------------------------------------------------------------------------------------
+
+    async def _started(self, ask: Ask, meter: Meter, began: float) -> Response:
+        sources: list[LiveSource] = []
+        try:
+            for start, options in ask.starts:
+                sources.append(LiveSource(await start(options)))
+        except BaseException:
+            for source in sources:
+                source.cancel()
+            raise
+        head = self._head(ask, sources[0])
+        job = Job(sources=sources, writer=ask.writer(head), streamed=ask.streamed, events=ask.events)
+        kept = None
+        if ask.streamed and len(sources) == 1 and ask.endpoint != "responses":
+            kept = self._keep(ask, head, sources[0], meter)
+            job.numbered = True
+            job.extra = {"x-paceline-stream": head.id}
+        return self._delivered(job, meter, began, head.id, kept)
+
+    def _keep(self, ask: Ask, head: Head, source: LiveSource, meter: Meter) -> Kept:
+        kept = Kept(
+            owner=meter.key.name,
+            options=ask.starts[0][1],
+            writer=partial(ask.writer, head),
+            endpoint=ask.endpoint,
+            source=source,
+            events=ask.events,
+        )
+        self._shelf.put(head.id, kept, trio.current_time())
+        return kept
+
+    def _delivered(self, job: Job, meter: Meter, began: float, name: str, kept: Kept | None) -> Response:
+        watch = Watch(self._metrics, began, len(job.sources), replayed=len(kept.pieces) if kept else 0)
+
+        def on_piece(choice: int, piece: Piece) -> None:
+            watch.piece(choice, piece)
+            if kept is not None and piece.index == len(kept.pieces):
+                kept.pieces.append(piece)
+
+        def on_over(job: Job) -> None:
+            results = [source.result() for source in job.sources]
+            watch.over(results, job.error, complete=job.complete)
+            meter.done(sum(result.prompt_tokens for result in results) + watch.tokens, trio.current_time())
+            if kept is not None:
+                kept.finished = job.results[0]
+                self._shelf.touch(name, kept, trio.current_time())
+
+        job.on_piece, job.on_over = on_piece, on_over
+        return Delivery(job)
+
+    def _head(self, ask: Ask, source: LiveSource) -> Head:
+        result = source.result()
+        return Head(
+            id=ask.prefix + secrets.token_hex(16),
+            created=int(time.time()),
+            model=result.model,
+            fingerprint=f"fp_{result.revision[:12]}_{result.numerics}",
+        )
+
+    # --- coming back --------------------------------------------------------------------------------------------
+
+    async def _resumed(self, request: Request, meter: Meter) -> Response:
+        name, began = request.path_params["id"], trio.current_time()
+        after = request.headers.get("last-event-id") or request.query_params.get("after") or "-1"
+        kept = self._shelf.find(name, meter.key.name, began)
+        if kept is None:
+            raise NotHere(f"no stream {name!r} is kept here", cure="streams are kept some minutes; ask again")
+        if not after.removeprefix("-").isdecimal() or not -1 <= int(after) <= len(kept.pieces):
+            raise BadField(f"Last-Event-ID {after!r} is no token index of this stream", param="last-event-id")
+        kept.source.cancel()  # its reader is here now, not there
+        kept = replace(kept, pieces=list(kept.pieces))
+        self._shelf.put(name, kept, began)
+        kept.source = await self._continued(kept)
+        self._metrics.resumed.inc()
+        job = Job(
+            sources=[kept.source],
+            writer=kept.writer(),
+            streamed=True,
+            events=kept.events,
+            after=int(after),
+            numbered=True,
+            extra={"x-paceline-stream": name},
+        )
+        return self._delivered(job, meter, began, name, kept)
+
+    async def _continued(self, kept: Kept) -> ResumedSource:
+        last, options = kept.source.result(), kept.options
+        try:
+            tokenizer = (await self._core.models.load(bytes.fromhex(last.revision), ())).tokenizer
+        except (ModelNotFound, PeerUnavailable):
+            tokenizer = None
+        if kept.finished is not None:
+            return ResumedSource(kept.pieces, None, kept.finished, tokenizer, options.stops())
+        state = continuable(last.state, len(kept.pieces))
+        stream = await self._core.resume(state, replace(options, stop=()))
+        return ResumedSource(kept.pieces, stream, last, tokenizer, options.stops())
+
+
+def _choices(start: Start, options: GenerateOptions, n: int) -> list[tuple[Start, GenerateOptions]]:
+    """`n` answers to one prompt: with a seed, the following seeds; without, fresh ones."""
+    if options.seed is None:
+        return [(start, options)] * n
+    return [(start, replace(options, seed=(options.seed + index) % (1 << 63))) for index in range(n)]
+
+
+def _responses_writer(body: ResponsesRequest, options: GenerateOptions, head: Head) -> ResponsesWriter:
+    return ResponsesWriter(
+        ResponsesReply(
+            id=head.id,
+            created_at=head.created,
+            status="in_progress",
+            model=head.model,
+            output=[],
+            usage=None,
+            instructions=body.instructions,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            max_output_tokens=body.max_output_tokens,
+        )
+    )

@@ -1,0 +1,78 @@
+"""What the gateway counts, for Prometheus. One registry a gateway: two of them in one process do not mix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import trio
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from paceline.client.results import Piece, Result
+from paceline.wire.errors import PacelineError
+
+TTFT_S = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 60.0)
+TOKEN_S = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.12, 0.16, 0.24, 0.5, 1.0, 2.0, 5.0)
+
+
+class Metrics:
+    """Times in seconds."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.running = 0
+        name = "paceline_gateway"
+        self.requests = Counter(f"{name}_requests", "HTTP requests", ("endpoint", "status"), registry=self.registry)
+        self.active = Gauge(f"{name}_active", "Answers being generated", registry=self.registry)
+        self.ttft = Histogram(f"{name}_ttft_seconds", "Request to first token", buckets=TTFT_S, registry=self.registry)
+        self.interval = Histogram(
+            f"{name}_token_seconds", "From one token of an answer to the next", buckets=TOKEN_S, registry=self.registry
+        )
+        self.tokens = Counter(f"{name}_tokens", "Tokens of requests and answers", ("kind",), registry=self.registry)
+        self.failovers = Counter(f"{name}_failovers", "Repairs of rings, by tier", ("tier",), registry=self.registry)
+        self.errors = Counter(f"{name}_errors", "Answers that ended with an error", ("code",), registry=self.registry)
+        self.disconnects = Counter(
+            f"{name}_disconnects", "Answers whose reader went away first", registry=self.registry
+        )
+        self.resumed = Counter(f"{name}_resumed", "Streams that a reader came back for", registry=self.registry)
+
+    def page(self) -> bytes:
+        """The exposition format's text."""
+        return generate_latest(self.registry)
+
+
+class Watch:
+    """One request's part of the metrics. The first `replayed` pieces were counted by another request."""
+
+    def __init__(self, metrics: Metrics, began: float, choices: int, replayed: int) -> None:
+        self.tokens = 0
+        self._metrics = metrics
+        self._last = [began] * choices
+        self._first = [True] * choices
+        self._replayed = replayed
+        metrics.running += 1
+        metrics.active.set(metrics.running)
+
+    def piece(self, choice: int, piece: Piece) -> None:
+        """A piece has come."""
+        if piece.index < self._replayed:
+            return
+        now = trio.current_time()
+        (self._metrics.ttft if self._first[choice] else self._metrics.interval).observe(now - self._last[choice])
+        self._last[choice] = now
+        self._first[choice] = False
+        self.tokens += 1
+
+    def over(self, results: Sequence[Result], error: PacelineError | None, *, complete: bool) -> None:
+        """The response is over: `complete`, with an error, or because its reader went away."""
+        metrics = self._metrics
+        metrics.running -= 1
+        metrics.active.set(metrics.running)
+        metrics.tokens.labels("prompt").inc(sum(result.prompt_tokens for result in results))
+        metrics.tokens.labels("answer").inc(self.tokens)
+        for result in results:
+            for failover in result.failovers:
+                metrics.failovers.labels(failover.tier.value).inc()
+        if error is not None:
+            metrics.errors.labels(error.code).inc()
+        elif not complete:
+            metrics.disconnects.inc()

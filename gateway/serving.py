@@ -1,0 +1,64 @@
+"""Runs a gateway on a port, in the caller's trio run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+from functools import partial
+from typing import cast
+
+import trio
+from hypercorn.config import Config
+from hypercorn.trio import serve as hypercorn_serve
+from hypercorn.typing import ASGIFramework
+
+from paceline.client.core import ClientCore
+from paceline.gateway.app import gateway
+from paceline.gateway.config import GatewayConfig
+from paceline.wire.errors import InvalidRequest
+
+BACKLOG = 128
+STOPPING_S = 1.0
+"""Running answers get so long to end once the gateway is told to stop."""
+
+
+async def serve(core: ClientCore, config: GatewayConfig, *, started: Callable[[str], None]) -> None:
+    """Until cancelled. `started` gets the URL once requests are answered. Raises InvalidRequest where it cannot listen.
+
+    Use inside ``async with core.run()``, for example ``nursery.start_soon(partial(serve, core, config, started=…))``.
+    """
+    with _listening(config) as listener:
+        server = Config()
+        server.bind = [f"fd://{os.dup(listener.fileno())}"]
+        server.accesslog = None
+        server.errorlog = logging.getLogger("paceline.gateway")
+        server.loglevel = "WARNING"
+        server.graceful_timeout = STOPPING_S
+        server.h11_max_incomplete_size = 64 * 1024
+        server.include_server_header = False
+        port = listener.getsockname()[1]
+        app = cast(ASGIFramework, gateway(core, config).app)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(partial(hypercorn_serve, app, server, mode="asgi"))
+            started(_url(config.host, port))
+
+
+def _url(host: str, port: int) -> str:
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{shown}:{port}"
+
+
+def _listening(config: GatewayConfig) -> socket.socket:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((config.host, config.port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        cure = "choose another with --port, or 0 for any free one"
+        raise InvalidRequest(f"cannot listen on {config.host}:{config.port}: {error}", cure=cure) from error
+    return listener
