@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from hypothesis import strategies as st
+from msgspec import structs
 
 from paceline.routing.cost import FRAME_OVERHEAD_BYTES, GUESS_UPLINK_BYTES_PER_S, MIN_EXTRA_SHARE
-from paceline.routing.view import SwarmView
 from paceline.wire.messages import PeerAddress
 from paceline.wire.offers import Measured, Offer, Service
 
@@ -39,11 +39,18 @@ MILLISECONDS = st.integers(0, 80).map(lambda value: value / 1000.0)
 
 
 @st.composite
-def swarms(draw: st.DrawFn, max_layers: int = 6, max_peers: int = 6) -> tuple[Offer, ...]:
-    """Overlapping spans, several per peer at times, uneven speeds, partial and one-sided measurements, any metric."""
+def swarms(draw: st.DrawFn, max_layers: int = 6, max_peers: int = 6, close: bool = False) -> tuple[Offer, ...]:
+    """Overlapping spans, several per peer at times, uneven speeds, partial and one-sided measurements, any metric.
+
+    `close`: everybody measured everybody at next to nothing, so that hopping back and forth would pay if it were allowed.
+    """
     layers = draw(st.integers(1, max_layers))
     names = [f"p{at}" for at in range(draw(st.integers(1, max_peers)))]
-    return tuple(_drawn_offer(draw, name, names, layers) for name in names)
+    offers = tuple(_drawn_offer(draw, name, names, layers) for name in names)
+    if not close:
+        return offers
+    rtts = tuple((name, draw(st.sampled_from([0.0, 0.001, 0.002]))) for name in names)
+    return tuple(structs.replace(o, rtts=tuple(row for row in rtts if row[0] != o.peer)) for o in offers)
 
 
 def _drawn_offer(draw: st.DrawFn, name: str, names: list[str], layers: int) -> Offer:
@@ -119,7 +126,3 @@ def ring_s(offers: tuple[Offer, ...], ring: tuple[Part, ...]) -> float:
 def load(s: Service) -> float:
     m = s.measured
     return 1.0 + s.sessions * max(m.decode_extra_s / m.decode_s if m.decode_s else 0.0, MIN_EXTRA_SHARE)
-
-
-def peers_of(view: SwarmView) -> set[str]:
-    return {o.peer for o in view.offers}

@@ -33,8 +33,8 @@ def lawful(plan: RingPlan) -> None:
     assert plan.token_s == pytest.approx(sum(stage.compute_s + stage.hop_s for stage in plan.stages))
 
 
-@settings(max_examples=300, deadline=None)
-@given(swarms())
+@settings(max_examples=1_000, deadline=None)
+@given(swarms() | swarms(max_layers=5, max_peers=4, close=True))
 def test_regret_is_zero(offers: tuple[Offer, ...]) -> None:
     layers = offers[0].services[0].layers
     costs = [ring_s(offers, ring) for ring in rings(offers, layers)]
