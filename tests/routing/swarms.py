@@ -42,7 +42,7 @@ MILLISECONDS = st.integers(0, 80).map(lambda value: value / 1000.0)
 def swarms(draw: st.DrawFn, max_layers: int = 6, max_peers: int = 6, close: bool = False) -> tuple[Offer, ...]:
     """Overlapping spans, several per peer at times, uneven speeds, partial and one-sided measurements, any metric.
 
-    `close`: everybody measured everybody at next to nothing, so that hopping back and forth would pay if it were allowed.
+    `close`: everybody measured everybody at next to nothing, so that hopping to and fro would pay if it were lawful.
     """
     layers = draw(st.integers(1, max_layers))
     names = [f"p{at}" for at in range(draw(st.integers(1, max_peers)))]
