@@ -43,7 +43,7 @@ def gateway(
         async with connect(ClientConfig(as_addresses(swarm), home)) as core:
             await serve(core, config, started=started)
 
-    trio.run(run, strict_exception_groups=False)
+    trio.run(run)
 
 
 def _is_loopback(host: str) -> bool:

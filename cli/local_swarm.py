@@ -82,7 +82,7 @@ class LocalSwarm:
         log, ready_file = self.folder / f"{name}.log", self.folder / f"{name}.ready"
         ready_file.unlink(missing_ok=True)
         members = [arg for node in self.nodes[:1] for address in node.bootstrap for arg in ("--swarm", address)]
-        command = [sys.executable, "-m", "paceline.cli.main", "node", "--model", self.model, "--span", span]
+        command = [sys.executable, "-m", "paceline.cli", "node", "--model", self.model, "--span", span]
         command += ["--name", name, "--home", str(self.home), "--listen", "127.0.0.1", "--until-stdin-closes"]
         command += ["--ready-file", str(ready_file), *members, *self.options, *options]
         with log.open("wb") as output:

@@ -5,12 +5,9 @@ Commands import what they need when they run, so that `paceline --help` is quick
 
 from __future__ import annotations
 
-import os
-import sys
-
 import typer
 
-from paceline.cli import gateway, node, pull, status, talk, up
+from paceline.cli import gateway, interrupts, node, pull, status, talk, up
 from paceline.cli.console import fail
 from paceline.wire.errors import PacelineError
 
@@ -37,29 +34,22 @@ app.command("pull")(pull.pull)
 app.command("gateway")(gateway.gateway)
 
 
-def main() -> None:
-    """The console script. Exit status: 0 done, 1 a typed error, 2 wrong usage, 130 interrupted."""
+def run() -> None:
+    """The whole command. Exit status: 0 done, 1 a typed error, 2 wrong usage, 130 interrupted."""
     try:
         app(standalone_mode=True)
     except PacelineError as error:
         fail(error)
     except KeyboardInterrupt:
-        interrupted()
+        interrupts.end()
     except BaseExceptionGroup as group:
         leaves = _leaves(group)
         typed = [error for error in leaves if isinstance(error, PacelineError)]
         if typed and len(typed) == len(leaves):
             fail(typed[0])
         if all(isinstance(error, KeyboardInterrupt) for error in leaves):
-            interrupted()
+            interrupts.end()
         raise
-
-
-def interrupted() -> None:
-    """End as a shell expects after Ctrl-C. What is left of daemon threads must not delay it."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(130)
 
 
 def _leaves(group: BaseExceptionGroup) -> list[BaseException]:
@@ -67,7 +57,3 @@ def _leaves(group: BaseExceptionGroup) -> list[BaseException]:
     for error in group.exceptions:
         found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
     return found
-
-
-if __name__ == "__main__":
-    main()

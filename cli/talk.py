@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from paceline.cli.console import console, fail
+from paceline.cli.interrupts import raise_instead
 from paceline.wire.errors import InvalidRequest, PacelineError
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def generate(
     """Continue a text. The answer goes to standard output, everything else to standard error."""
     from paceline.client.sync import Client
 
+    raise_instead()
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text:
         raise InvalidRequest("the prompt is empty")
@@ -101,6 +103,7 @@ def chat(
     """Talk with the model. Ctrl-C stops an answer, and at the prompt ends the conversation; so does Ctrl-D."""
     from paceline.client.sync import Client
 
+    raise_instead()
     messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
     with Client(swarm, home=home) as client:
         options = _options(model, max_tokens, temperature, top_p, seed, None)

@@ -7,6 +7,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +15,7 @@ import typer
 from rich.table import Table
 
 from paceline.cli.console import console, progress
+from paceline.cli.interrupts import raise_instead
 
 if TYPE_CHECKING:
     from paceline.cli.local_swarm import NodeProcess
@@ -40,22 +42,19 @@ def up(
     from paceline.engine import default_model
     from paceline.store.store import Store
 
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     root = home_folder(home)
     with progress() as report:
         if model in (default_model.NAME, default_model.REVISION):
             default_model.ensure(Store(root / "store"), report)
+    raise_instead()
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     spans = [f"{part}/{nodes}" for part in range(1, nodes + 1)] * replicas
     swarm_file = root / LOCAL_SWARM_FILE
     with tempfile.TemporaryDirectory(prefix="paceline-") as folder, progress() as report:
         options = ["--threads", str(threads), "--dtype", dtype]
+        tell = partial(report, "nodes ready")
         with local_swarm(
-            root,
-            Path(folder),
-            model,
-            spans,
-            options=options,
-            report=lambda ready: report("nodes ready", ready, len(spans)),
+            root, Path(folder), model, spans, options=options, report=lambda ready: tell(ready, len(spans))
         ) as swarm:
             swarm_file.write_text(json.dumps({"bootstrap": swarm.bootstrap}))
             try:
@@ -64,9 +63,8 @@ def up(
                 else:
                     _show(swarm.nodes)
                     threading.Event().wait()
-            except KeyboardInterrupt:
-                console.print("\nstopping …")
             finally:
+                console.print("stopping …")
                 swarm_file.unlink(missing_ok=True)
 
 
