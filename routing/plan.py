@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from paceline.routing.cost import CostTerms
 from paceline.wire import limits
@@ -94,8 +95,12 @@ class RingPlan:
         )
 
 
-def explain(plan: RingPlan, runner_up: RingPlan | None = None) -> str:
-    """The plan as a table for people: who runs what, where the time goes, and by how much the runner-up loses."""
+def explain(plan: RingPlan, runner_up: RingPlan | None | Literal["unknown"] = "unknown") -> str:
+    """The plan as a table for people: who runs what, where the time goes, and by how much the runner-up loses.
+
+    `runner_up`: what :func:`paceline.routing.ring.runner_up` found, None where it found that there is none. Left out,
+    nothing is claimed about other rings.
+    """
     lines = [
         f"{plan.model} · revision {plan.revision.hex()[:12]} · {plan.numerics} · {len(plan.stages)} "
         f"{'stage' if len(plan.stages) == 1 else 'stages'}",
@@ -113,12 +118,14 @@ def explain(plan: RingPlan, runner_up: RingPlan | None = None) -> str:
         f"predicted {plan.token_s * 1e3:.3f} ms a token ({_rate(plan.token_s)} tokens/s), first token after "
         f"{plan.ttft_s * 1e3:.0f} ms for {plan.request.prompt} positions"
     )
-    return "\n".join([*lines, _comparison(plan, runner_up)])
+    if runner_up != "unknown":
+        lines.append(_comparison(plan, runner_up))
+    return "\n".join(lines)
 
 
 def _comparison(plan: RingPlan, runner_up: RingPlan | None) -> str:
     if runner_up is None:
-        return "chosen because it is the only ring: without any one of its peers no ring is complete"
+        return "chosen because none of its peers can be done without: any other ring would miss layers or break a constraint"
     riders = ", ".join(f"{_short(stage.peer)} {stage.span}" for stage in runner_up.stages)
     loss = runner_up.token_s - plan.token_s
     compute = sum(s.compute_s for s in runner_up.stages) - sum(s.compute_s for s in plan.stages)
