@@ -22,9 +22,13 @@ class Broken(AssertionError):
 
 
 class Watch:
-    """Checks hosts against the undisturbed run. `journal`: the budget that hosts were given."""
+    """Checks hosts against the undisturbed run. `journal`: the budget that hosts were given. `honest`: nobody breaks
+    the protocol, so nobody may be said to.
+    """
 
-    def __init__(self, reference: Reference, journal: int) -> None:
+    def __init__(self, reference: Reference, journal: int, honest: bool = True) -> None:
+        self._honest = honest
+        self._owners: dict[int, str] = {}
         self._reference = reference
         self._journal = journal
         self._epochs: dict[int, tuple[StageMachine, int]] = {}
@@ -34,6 +38,8 @@ class Watch:
         """All of a host's machines. `busy`: the one whose work is with the engine, so that its KV may be ahead."""
         if len(host.held) > MAX_HELD_FRAMES:
             raise Broken(7, f"{host.me} holds {len(host.held)} frames")
+        if self._honest and host.violations:
+            raise Broken(4, f"{host.me} says that a peer broke the protocol, and none did")
         for key, machine in host.machines.items():
             self._machine(host, key, machine, key == busy)
 
@@ -50,6 +56,8 @@ class Watch:
         if machine.config.epoch < seen or machine.epoch != machine.config.epoch:
             raise Broken(4, f"{host.me} went from epoch {seen:x} to {machine.config.epoch:x}")
         self._epochs[id(machine)] = (machine, machine.config.epoch)
+        if self._owners.setdefault(machine.epoch, machine.owner) != machine.owner:
+            raise Broken(8, f"epoch {machine.epoch:x} is installed by {machine.owner}, and by another owner elsewhere")
         journal = machine.journal
         if journal.nbytes > self._journal:
             raise Broken(7, f"{host.me} journals {journal.nbytes} bytes, {self._journal} are allowed")

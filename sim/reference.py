@@ -89,4 +89,4 @@ def build(prompt: tuple[int, ...], tokens: int, params: SamplingParams) -> Refer
 
 def replace_params(params: SamplingParams, **changes: object) -> SamplingParams:
     """A copy with changes; the wire's records have no dataclass fields."""
-    return SamplingParams(**{name: getattr(params, name) for name in SamplingParams.__struct_fields__} | changes)  # type: ignore[arg-type]
+    return SamplingParams(**{name: getattr(params, name) for name in SamplingParams.__struct_fields__} | changes)

@@ -10,7 +10,7 @@ from paceline.sim.reference import LAYERS, OTHER_REVISION, POOL, REVISION
 from paceline.sim.rider import Tile
 from paceline.wire.ids import PeerId
 
-MISHAPS = (
+KINDS = (
     "crash",
     "crash",
     "blink",
@@ -21,6 +21,7 @@ MISHAPS = (
     "second owner",
     "owner dies",
     "impostor",
+    "meddler",
     "cancel",
 )
 
@@ -67,6 +68,11 @@ class Scenario:
     """Events after which all is well again."""
 
     @property
+    def honest(self) -> bool:
+        """True where everybody keeps to the protocol."""
+        return not {mishap.kind for mishap in self.mishaps} & {"impostor", "meddler"}
+
+    @property
     def lossless(self) -> bool:
         """True where no message is lost but by a crash: then nothing may be left behind."""
         kinds = {mishap.kind for mishap in self.mishaps}
@@ -96,7 +102,7 @@ def draw(chance: Chance) -> Scenario:
         delay_s=chance.pick((0.001, 0.01, 0.05)),
         fifo=chance.yes(0.5),
     )
-    mishaps = [Mishap(chance.below(120), chance.pick(MISHAPS)) for _ in range(chance.below(5))]
+    mishaps = [Mishap(chance.below(120), chance.pick(KINDS)) for _ in range(chance.below(5))]
     return Scenario(
         reference=chance.below(POOL),
         nodes=tuple(revisions),

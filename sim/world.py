@@ -15,9 +15,11 @@ from paceline.consistency.owner import Owner, Request
 from paceline.sim.chance import Chance
 from paceline.sim.checks import Broken, Watch
 from paceline.sim.host import Host, Step
+from paceline.sim.mishaps import MISHAPS
 from paceline.sim.reference import REVISION, reference
 from paceline.sim.rider import Chooser, Rider
 from paceline.sim.scenario import CALM, Scenario
+from paceline.sim.telling import show
 from paceline.wire.codec import Buffer
 from paceline.wire.ids import PeerId, Revision, SessionId
 from paceline.wire.messages import PeerAddress, SessionMessage
@@ -49,7 +51,7 @@ class World:
         self.healed_at: float | None = None
         self.weather = scenario.weather
         self.reference = reference(scenario.reference)
-        self.watch = Watch(self.reference, scenario.journal)
+        self.watch = Watch(self.reference, scenario.journal, scenario.honest)
         self.hosts: dict[PeerId, Host] = {}
         self.riders: dict[PeerId, Rider] = {}
         self.dead: set[PeerId] = set()
@@ -61,7 +63,7 @@ class World:
         self.busy: dict[PeerId, Step] = {}
         self.inbox: dict[PeerId, list[tuple[Any, ...]]] = {}
         self.exported: SessionState | None = None
-        self._heap: list[tuple[float, int, str, tuple[Any, ...]]] = []
+        self.heap: list[tuple[float, int, str, tuple[Any, ...]]] = []
         self._serial = 0
         self._last: dict[tuple[PeerId, PeerId], float] = {}
         self._lives: dict[PeerId, int] = {}
@@ -91,7 +93,7 @@ class World:
         chooser = Chooser(s.tilings, self.chance, lambda other: self.reachable(peer, other))
         chooser.shadows, chooser.retile = s.shadows, s.retile
         rider = self.riders[peer] = Rider(peer, owner, chooser, made, self.now)
-        self._act(rider, rider.begin(self.now))
+        self.act(rider, rider.begin(self.now))
 
     def reachable(self, a: PeerId, b: PeerId) -> bool:
         """True where a message could arrive now."""
@@ -102,7 +104,7 @@ class World:
     def later(self, delay: float, kind: str, *what: Any) -> None:
         """An event `delay` seconds from now."""
         self._serial += 1
-        heappush(self._heap, (self.now + delay, self._serial, kind, what))
+        heappush(self.heap, (self.now + delay, self._serial, kind, what))
 
     def send(self, src: PeerId, effect: Send) -> None:
         """Perform a Send effect of `src`."""
@@ -114,6 +116,8 @@ class World:
             self.later(1e-6, "message", dst, src, effect.message, effect.payload, self._lives.get(dst, 0))
             return
         pair = (src, dst)
+        if dst not in self.hosts and dst not in self.riders:
+            return  # a stranger, who is gone
         if not self.reachable(src, dst):
             if dialled and pair not in self.down:
                 self.later(self.chance.between(0.05, 1.0), "link lost", src, dst)
@@ -148,7 +152,7 @@ class World:
             if self.healed_at is None and (self.events >= self.scenario.heal_after or self.now > 25.0):
                 self.heal()
             while mishaps and self.healed_at is None and self.events >= mishaps[-1].at:
-                getattr(self, "_" + mishaps.pop().kind.replace(" ", "_"))()
+                MISHAPS[mishaps.pop().kind](self)
             self._one()
         if self.healed_at is None:
             self.heal()
@@ -159,12 +163,12 @@ class World:
         return [rider for peer, rider in self.riders.items() if peer not in self.dead]
 
     def _one(self) -> None:
-        if not self._heap:
+        if not self.heap:
             raise Broken(6, "nothing will ever happen again, and a session has not ended")
         self.events += 1
         if self.events > MOST_EVENTS:
             raise Broken(6, f"{MOST_EVENTS} events: something spins")
-        self.now, _, kind, what = heappop(self._heap)
+        self.now, _, kind, what = heappop(self.heap)
         touched = getattr(self, "_on_" + kind.replace(" ", "_"))(*what)
         if touched is not None:
             step = self.busy.get(touched)
@@ -173,7 +177,7 @@ class World:
     def _settle(self) -> None:
         """After the end: what is in flight lands, and, where nothing was lost, nothing stays behind."""
         horizon = self.now + 60.0
-        while self._heap and self._heap[0][0] < horizon:
+        while self.heap and self.heap[0][0] < horizon:
             self._one()
         if self.scenario.lossless and not self.dead:
             left = [(host.me, key[1]) for host in self.hosts.values() for key in host.machines]
@@ -216,9 +220,9 @@ class World:
         rider = self.riders.get(dst)
         if rider is not None:
             if what == "message":
-                self._act(rider, rider.handle(rest[0], rest[1], self.now))
+                self.act(rider, rider.handle(rest[0], rest[1], self.now))
             elif what == "link_lost":
-                self._act(rider, rider.link_lost(rest[0], self.now))
+                self.act(rider, rider.link_lost(rest[0], self.now))
             return None
         host = self.hosts[dst]
         if what == "message":
@@ -276,7 +280,7 @@ class World:
             else:
                 self._look(peer, what, *rest)
 
-    def _act(self, rider: Rider, sends: list[Send]) -> None:
+    def act(self, rider: Rider, sends: list[Send]) -> None:
         """After a rider was touched: its sends, its route, its next deadline."""
         for effect in sends:
             self.send(rider.me, effect)
@@ -290,7 +294,7 @@ class World:
     def _on_route(self, me: PeerId, lost: frozenset[PeerId]) -> None:
         rider = self.riders[me]
         if me not in self.dead and rider.ended is None:
-            self._act(rider, rider.routed(self.now, lost))
+            self.act(rider, rider.routed(self.now, lost))
 
     def _on_tick(self, me: PeerId) -> None:
         rider = self.riders[me]
@@ -300,9 +304,9 @@ class World:
         if self.now > rider.since + bound + 1.0:
             raise Broken(6, f"{me} still waits, {self.now - rider.since:.1f} s after its last token")
         if self.now >= rider.owner.next_deadline():
-            self._act(rider, rider.tick(self.now))
+            self.act(rider, rider.tick(self.now))
 
-    # --- mishaps --------------------------------------------------------------------------------------------
+    # --- what mends ------------------------------------------------------------------------------------------
 
     def heal(self) -> None:
         """From now on all is well: everybody runs, everybody is reachable, nothing is lost."""
@@ -317,33 +321,6 @@ class World:
         for who, whom in list(self.down):
             self.later(self.chance.between(0.0, 0.5), "link up", who, whom)
 
-    def _everybody(self) -> list[PeerId]:
-        return [*self.hosts, *self.riders]
-
-    def _some_rider_or_host(self) -> PeerId:
-        """Most often somebody who rides now."""
-        riding = [peer for peer, host in self.hosts.items() if host.machines]
-        return self.chance.pick(riding) if riding and self.chance.yes(0.85) else self.chance.pick([*self.hosts])
-
-    def _fell(self, peer: PeerId, others: list[PeerId], told: float, after: tuple[float, float]) -> None:
-        """Others may notice that the link to `peer` fell."""
-        for other in others:
-            if other != peer and self.chance.yes(told):
-                self.later(self.chance.between(*after), "link lost", other, peer)
-
-    def _crash(self) -> None:
-        peer = self._some_rider_or_host()
-        self.say(f"--- {peer} crashes")
-        self.dead.add(peer)
-        self.paused.discard(peer)
-        self.busy.pop(peer, None)
-        self.inbox.pop(peer, None)
-        self.down = {pair for pair in self.down if pair[0] != peer}
-        self.hosts[peer].machines.clear()
-        self._fell(peer, self._everybody(), 0.8, (0.0, 0.1) if self.chance.yes(0.6) else (0.0, 3.0))
-        if self.chance.yes(0.6):
-            self.later(self.chance.between(0.0, 5.0), "restart", peer)
-
     def _on_restart(self, peer: PeerId) -> None:
         if peer not in self.dead:
             return
@@ -353,41 +330,11 @@ class World:
             if whom == peer and self.chance.yes(0.7):
                 self.later(self.chance.between(0.0, 1.0), "link up", who, whom)
 
-    def _blink(self) -> None:
-        """A link falls and comes back at once: what was in flight on it may be lost."""
-        a, b = self._some_rider_or_host(), self.chance.pick(self._everybody())
-        if a != b:
-            self.say(f"--- the link {a}–{b} blinks")
-            for who, whom in ((a, b), (b, a)):
-                self.later(0.0, "link lost", who, whom)
-                self.later(self.chance.between(0.001, 0.5), "link up", who, whom)
-
-    def _partition(self) -> None:
-        a, b = self._some_rider_or_host(), self.chance.pick(self._everybody())
-        if a == b:
-            return
-        self.say(f"--- {a} and {b} cannot reach each other")
-        self.cut.add(frozenset((a, b)))
-        self._fell(a, [b], 0.8, (0.0, 3.0))
-        self._fell(b, [a], 0.8, (0.0, 3.0))
-        self.later(self.chance.between(0.01, 10.0), "join", a, b)
-
     def _on_join(self, a: PeerId, b: PeerId) -> None:
         self.cut.discard(frozenset((a, b)))
         for pair in ((a, b), (b, a)):
             if self.chance.yes(0.7):
                 self.later(self.chance.between(0.0, 0.5), "link up", *pair)
-
-    def _pause(self) -> None:
-        peer = self._some_rider_or_host()
-        if peer in self.dead or peer in self.paused:
-            return
-        seconds = self.chance.between(0.01, 8.0)
-        self.say(f"--- {peer} freezes for {seconds:.2f} s")
-        self.paused.add(peer)
-        if seconds > 1.0:
-            self._fell(peer, self._everybody(), 0.7, (1.0, 3.0))
-        self.later(seconds, "resume", peer)
 
     def _on_resume(self, peer: PeerId) -> None:
         if peer not in self.paused:
@@ -399,68 +346,7 @@ class World:
             if whom == peer:
                 self.later(self.chance.between(0.0, 0.5), "link up", who, whom)
 
-    def _migrate(self) -> None:
-        rider = self.chance.pick([*self.riders.values()])
-        if rider.me not in self.dead:
-            self._act(rider, rider.migrate(self.now))
-
-    def _export(self) -> SessionState:
-        """The newest state, or an old one that somebody kept."""
-        if self.exported is None or self.chance.yes(0.6):
-            self.exported = self.riders[PeerId("ann")].owner.export()
-        return self.exported
-
-    def _second_owner(self) -> None:
-        if PeerId("bob") not in self.riders:
-            self.say("--- bob resumes the session")
-            self.start_rider(PeerId("bob"), self.chance.pick((0, 2)), self._export())
-
-    def _owner_dies(self) -> None:
-        ann = PeerId("ann")
-        if ann in self.dead or self.riders[ann].ended is not None:
-            return
-        self.say("--- ann dies")
-        state = self._export()
-        self.dead.add(ann)
-        self._fell(ann, [*self.hosts], 0.9, (0.0, 2.0))
-        if PeerId("bob") not in self.riders:
-            self.start_rider(PeerId("bob"), 2, state)
-
-    def _impostor(self) -> None:
-        """Somebody's process was upgraded under a session: frames in flight are of another revision."""
-        for at, serial, kind, what in self._heap:
-            if kind == "message" and type(what[2]).__name__ == "Frame":
-                dst, src, message, payload, life = what
-                fields = [getattr(message, name) for name in message.__struct_fields__]
-                fields[2] = b"else"
-                forged = type(message)(*fields)
-                heappush(
-                    self._heap, (at, serial + 10_000_000, kind, (dst, src, forged, bytes(reversed(payload)), life))
-                )
-                return
-
-    def _cancel(self) -> None:
-        if self.chance.yes(0.3):
-            rider = self.chance.pick([*self.riders.values()])
-            if rider.me not in self.dead:
-                self._act(rider, rider.cancel(self.now))
-
     def say(self, text: str) -> None:
         """For a replay that is watched."""
         if self._trace:
             self._trace(self.now, text)
-
-
-def show(message: Any) -> str:
-    """One message in a line."""
-    name = type(message).__name__
-    if not hasattr(message, "__struct_fields__"):
-        return str(message)
-    fields = {field: getattr(message, field) for field in message.__struct_fields__}
-    wanted = ("epoch", "layer", "index", "branch", "start", "n", "ids", "lengths", "known", "have", "token", "finish")
-    parts = [f"{key}={fields[key]}" for key in (*wanted, "length", "code", "accused", "shadow") if fields.get(key)]
-    if "route" in fields:
-        parts.append("route=" + ",".join(f"{s.at.peer}{[b.peer for b in s.standbys] or ''}" for s in fields["route"]))
-    return f"{name}({', '.join(parts)})".replace(
-        f"epoch={fields['epoch']}", f"epoch={fields['epoch'] >> 32}.{fields['epoch'] & 255}"
-    )
