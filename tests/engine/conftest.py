@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -13,8 +11,11 @@ from paceline.engine.source import publish
 from paceline.store.manifest import Manifest
 from paceline.store.store import Store
 
+torch.set_num_threads(1)
+"""Small matrices, busy machine: a second thread only waits."""
 
-def tiny_llama(**changes: Any) -> LlamaForCausalLM:
+
+def tiny_llama() -> LlamaForCausalLM:
     """6 layers, grouped heads, wide enough weights that tokens vary."""
     config = LlamaConfig(
         vocab_size=128,
@@ -24,7 +25,6 @@ def tiny_llama(**changes: Any) -> LlamaForCausalLM:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=128,
-        **changes,
     )
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).eval()

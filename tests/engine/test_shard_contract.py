@@ -17,6 +17,7 @@ from paceline.store.manifest import Manifest
 from paceline.store.store import Store
 from paceline.wire.errors import ContextOverflow, Overloaded
 from paceline.wire.ids import Span
+from paceline.wire.messages import Dtype
 from paceline.wire.sampling import SamplingParams
 
 GREEDY = SamplingParams()
@@ -37,7 +38,7 @@ def kit(request: pytest.FixtureRequest, tiny_store: tuple[Store, Manifest]) -> K
         model = ToyModel(layers=6, vocab=128, max_context=128)
         return Kit(lambda span, room: ToyShard(model, span, room), struct.pack("<q", -1))
     packed = request.param == "torch"
-    dtype = "bf16" if request.param == "torch-bf16" else "f32"
+    dtype: Dtype = "bf16" if request.param == "torch-bf16" else "f32"
 
     def make(span: Span, room: int) -> Shard:
         return TorchShard.load(*tiny_store, span, kv_positions=room, packed=packed, dtype=dtype)
