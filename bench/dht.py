@@ -27,6 +27,7 @@ import trio
 
 from paceline.dht import offers
 from paceline.dht.kademlia import DirectoryConfig, KademliaDirectory
+from paceline.dht.membership import MembershipConfig
 from paceline.net.host import Libp2pTransport, NetConfig
 from paceline.net.identity import Identity
 from paceline.net.transport import Channel
@@ -35,6 +36,8 @@ from paceline.wire.offers import Measured, Offer, Service
 MODEL = "bench"
 ROUNDS = 30
 VANISH_S = 15.0
+PATIENT = MembershipConfig(join_timeout_s=60.0)
+"""31 nodes share this machine's cores: they may take long to start, which is not measured here."""
 
 
 # --- one worker process: a few nodes --------------------------------------------------------------------------------
@@ -79,7 +82,7 @@ async def member(
     identity = Identity.ephemeral()
     transport = Libp2pTransport(identity, NetConfig(listens=listens, data=False))
     async with transport.run(no_channels):
-        directory = KademliaDirectory(transport, identity, DirectoryConfig(bootstrap))
+        directory = KademliaDirectory(transport, identity, DirectoryConfig(bootstrap, membership=PATIENT))
         async with directory.run():
             yield transport, directory
 
@@ -150,14 +153,15 @@ async def main(nodes: int, each: int) -> bool:
         print(f"{nodes} nodes in {len(workers)} processes, up in {time.perf_counter() - began:.1f} s")
         print(f"every view complete {full_s:.1f} s after the last node joined")
         with trio.fail_after(180):
-            while any((await it.status())["published"] < len(it.nodes) for it in workers):
+            while sum([(await it.status())["published"] for it in workers]) < nodes:
                 await trio.sleep(0.5)
         print(f"everybody's records in Kademlia after {time.perf_counter() - began:.1f} s")
         await at_rest(workers)
         good = await look_ups(workers, everybody)
         victims = list(workers)
         random.Random(0).shuffle(victims)
-        victims = victims[: -(-len(workers) * 3 // 10)]
+        while sum(len(it.nodes) for it in victims[:-1]) >= 0.3 * nodes:
+            victims.pop()
         left = [it for it in workers if it not in victims]
         return await after_killing(victims, left) and good
     finally:
@@ -171,9 +175,16 @@ async def after_killing(victims: list[Worker], left: list[Worker]) -> bool:
     for it in victims:
         it.process.kill()
     print(f"\nkilled {len(dead)} of {len(dead) + len(alive)} nodes ({len(dead) / (len(dead) + len(alive)):.0%})")
-    at_once = await look_ups(left, alive, dead)
-    clean_s = await until_all_see(left, alive)
-    print(f"last ghost gone from every view, and none lost: {clean_s:.1f} s (bar: {VANISH_S:.0f} s)")
+    clean_s = 0.0
+
+    async def watch() -> None:
+        nonlocal clean_s
+        clean_s = await until_all_see(left, alive)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch)
+        at_once = await look_ups(left, alive, dead)
+    print(f"last ghost gone from every view, and none lost: {clean_s:.1f} s after the kill (bar: {VANISH_S:.0f} s)")
     later = await look_ups(left, alive)
     return at_once and later and clean_s <= VANISH_S
 

@@ -71,7 +71,7 @@ class KadConfig:
     serve: bool
     contact_lifetime_s: float = 570.0
     publish_timeout_s: float = 20.0
-    search_timeout_s: float = 3.0
+    search_timeout_s: float = 5.0
 
 
 class Kad:

@@ -193,8 +193,8 @@ class KademliaDirectory:
         while True:
             kad.tidy()
             await kad.add_members()
-            if len(self._membership.members()) > 2 * self._published_to:
-                self._changed.set()  # what was published early lies with few servers
+            if abs(len(self._membership.members()) - self._published_to) > 1 + self._published_to // 3:
+                self._changed.set()  # a key's closest members are others by now
             await self._calls.trim()
             await trio.sleep(self._config.tidy_s)
 

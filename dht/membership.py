@@ -62,7 +62,7 @@ class MembershipConfig:
     push_all: int = 12
     """Up to this many members, an announcement goes straight to all of them. Beyond, rumours by way of neighbours cost
     less: a node's messages and connections then no longer grow with the swarm."""
-    fanout: int = 6
+    fanout: int = 4
     """Neighbours in a larger swarm."""
     era_s: float = 300.0
     """How long neighbours stay the same."""

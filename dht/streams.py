@@ -20,7 +20,7 @@ from paceline.net.streams import HostStream
 from paceline.wire.errors import DeadlineExceeded, PacelineError, PeerUnavailable, ProtocolViolation
 from paceline.wire.messages import PeerAddress
 
-CALL_TIMEOUT_S = 3.0
+CALL_TIMEOUT_S = 5.0
 """Opening a stream, or one request and its answer."""
 
 IDLE_S = 120.0
