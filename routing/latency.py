@@ -42,11 +42,10 @@ class LatencyMap:
         return len(self.height)
 
     @cached_property
-    def nearest_half(self) -> Floats:
-        """Per peer, half of its shortest measured one-way latency; infinite where it measured nobody."""
-        half = np.full(self.peers, np.inf)
-        np.minimum.at(half, np.repeat(np.arange(self.peers), np.diff(self.first)), self.near_s / 2.0)
-        return half
+    def safe_height(self) -> Floats:
+        """Per peer the largest simple g with ``latency(i, j) >= g_i + g_j`` for every j, see :func:`shortened`."""
+        source = np.repeat(np.arange(self.peers), np.diff(self.first))
+        return shortened(self.height, source, self.near, self.near_s)
 
     def between(self, rows: Ints, columns: Ints) -> Floats:
         """Matrix ``len(rows) × len(columns)`` of one-way seconds; 0 where both are the same peer."""
@@ -94,6 +93,18 @@ class LatencyMap:
         patch[r[hit], c[hit]] = seconds[hit]
         full = patch[row_of][:, column_of]
         np.copyto(matrix, full, where=~np.isnan(full))
+
+
+def shortened(height: Floats, source: Ints, target: Ints, room: Floats) -> Floats:
+    """Heights g ≤ `height` with ``g_i + g_j <= room`` for each pair given (in both directions).
+
+    What a pair misses is taken off both ends in proportion to their heights, so that a noisy measurement of a far-off
+    access link hardly touches the good link at the other end.
+    """
+    both = height[source] + height[target]
+    share = np.zeros(len(height))
+    np.maximum.at(share, source, np.maximum(both - room, 0.0) / np.maximum(both, 1e-12))
+    return height * (1.0 - share)
 
 
 def latency_map(

@@ -95,7 +95,7 @@ class RingPlan:
         )
 
 
-def explain(plan: RingPlan, runner_up: RingPlan | None | Literal["unknown"] = "unknown") -> str:
+def explain(plan: RingPlan, runner_up: RingPlan | Literal["unknown"] | None = "unknown") -> str:
     """The plan as a table for people: who runs what, where the time goes, and by how much the runner-up loses.
 
     `runner_up`: what :func:`paceline.routing.ring.runner_up` found, None where it found that there is none. Left out,
@@ -125,7 +125,7 @@ def explain(plan: RingPlan, runner_up: RingPlan | None | Literal["unknown"] = "u
 
 def _comparison(plan: RingPlan, runner_up: RingPlan | None) -> str:
     if runner_up is None:
-        return "chosen because none of its peers can be done without: any other ring would miss layers or break a constraint"
+        return "chosen because none of its peers can be done without: other rings miss layers or break a constraint"
     riders = ", ".join(f"{_short(stage.peer)} {stage.span}" for stage in runner_up.stages)
     loss = runner_up.token_s - plan.token_s
     compute = sum(s.compute_s for s in runner_up.stages) - sum(s.compute_s for s in plan.stages)

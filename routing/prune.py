@@ -11,9 +11,10 @@ closed tour through head c and candidate j is at least ``2 r |x_c - x_j|`` long.
     candidate j rides with head c in a cheaper ring  only if  max(thr_c, thr_j) + 2 r |x_c - x_j| < U.        (disc)
 
 So each head sees only a small disc of candidates. Inside each disc the sweep is repeated: with the far-away fast
-machines gone it is much sharper, kills most heads, and shrinks the remaining discs by the same rule. The exact
-programme then runs over what is left, nearby heads together. The ring in hand comes from the discs that look best when
-every hop is charged the way over the head (an upper bound on the distance, by the triangle inequality).
+machines gone it is much sharper, and it now knows the distance from the head (in bands, which cost what lies between
+them); that kills most heads and shrinks the other discs. Heads of one neighbourhood are treated as one head first. The
+exact programme then runs over what is left, nearby heads together. The ring in hand comes from the disc that looks
+best when every hop is charged the way over the head (an upper bound on the distance, by the triangle inequality).
 
 Sources: bounding by a relaxed dynamic programme run from both ends, as in Held & Karp's and Christofides, Mingozzi &
 Toth's state-space relaxation ("State-space relaxation procedures for the computation of bounds to routing problems",
@@ -27,7 +28,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paceline.routing.latency import Floats, Ints
+from paceline.routing.latency import Floats, Ints, shortened
 from paceline.routing.problem import Problem, Solution, solve
 from paceline.routing.view import Bools
 
@@ -40,10 +41,13 @@ HINT_HEADS, HINT_POOL, HINT_SIZE = 24, 1_500, 40
 BATCH = 96
 """Candidates in one exact programme, so that heads of one neighbourhood share it."""
 
+CELLS = 6
+"""Cells of the grid of neighbourhoods across the width of a disc."""
+
 BANDS = 8
 """Ranges of distance from the head that a sweep tells apart."""
 
-FAR_S, MIN_STRETCH = 2e-3, 0.3
+FAR_S, MIN_STRETCH = 5e-3, 0.3
 """Pairs from which the stretch r is read, seconds apart; and its least value."""
 
 SLACK = 1e-12
@@ -170,10 +174,8 @@ def _several(problem: Problem) -> Bools:
 
 
 def _safe_heights(problem: Problem) -> Floats:
-    """Largest simple g with ``latency(i, j) >= g_i + g_j``: the height, or half the shortest measured hop."""
-    latency = problem.latency
-    height = np.where(_several(problem), 0.0, latency.nearest_half[problem.peer])
-    return np.minimum(height, latency.height[problem.peer])
+    """g with ``latency(i, j) >= g_i + g_j``."""
+    return np.where(_several(problem), 0.0, problem.latency.safe_height[problem.peer])
 
 
 def _geometry(problem: Problem, bounds: Floats, limit: float) -> tuple[float, Floats]:
@@ -185,19 +187,17 @@ def _geometry(problem: Problem, bounds: Floats, limit: float) -> tuple[float, Fl
     """
     latency = problem.latency
     source, target, seconds = latency.measured_among(np.unique(problem.peer))
-    safe = np.minimum(latency.height, latency.nearest_half)
+    safe = latency.safe_height
     peer_bound = np.full(latency.peers, np.inf)
     np.minimum.at(peer_bound, problem.peer, bounds)
-    room = seconds - safe[source] - safe[target]
-    usable = np.maximum(peer_bound[source], peer_bound[target]) + room <= limit + SLACK
-    source, target, room = source[usable], target[usable], room[usable]
-    step = latency.place[source] - latency.place[target]
-    gap = np.sqrt(np.einsum("ij,ij->i", step, step))
+    excess = seconds - safe[source] - safe[target]
+    usable = np.maximum(peer_bound[source], peer_bound[target]) + excess <= limit + SLACK
+    source, target, seconds = source[usable], target[usable], seconds[usable]
+    gap = np.linalg.norm(latency.place[source] - latency.place[target], axis=1)
     far = gap > FAR_S
-    stretch = float(np.clip(np.quantile(room[far] / gap[far], 0.01), MIN_STRETCH, 1.0)) if far.any() else 1.0
-    saving = np.zeros(latency.peers)
-    np.maximum.at(saving, source, stretch * gap - room)
-    height = (safe - saving / 2.0)[problem.peer]
+    ratio = (seconds - latency.height[source] - latency.height[target])[far] / gap[far]
+    stretch = float(np.clip(np.quantile(ratio, 0.01), MIN_STRETCH, 1.0)) if len(ratio) else 1.0
+    height = shortened(latency.height, source, target, seconds - stretch * gap)[problem.peer]
     return stretch, np.where(_several(problem), np.minimum(height, 0.0), height)
 
 
@@ -251,60 +251,121 @@ def _renamed(solution: Solution, rows: Ints) -> Solution:
 # --- discs ----------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, eq=False)
+class _Centres:
+    """Heads, or neighbourhoods of heads. `of`: per candidate the centre whose head it is, -1 for the others.
+
+    `place` is stretched; all heads of a centre lie within `radius` of it, and `bound` is the least of their ``thr``.
+    The distance to a centre is counted from its rim, which keeps the triangle inequality.
+    """
+
+    place: Floats
+    radius: Floats
+    bound: Floats
+    of: Ints
+
+
 def _around_heads(problem: Problem, bounds: Floats, limit: float) -> Solution | None:
-    """The cheapest ring of two or more candidates below `limit`, or None."""
+    """The cheapest ring of two or more candidates below `limit`, or None: neighbourhoods first, then single heads."""
     stretch, height = _geometry(problem, bounds, limit)
     bounds = _bounds(problem, height)
     kept = np.flatnonzero(bounds <= limit + SLACK)
     problem, height, bounds = problem.take(kept), height[kept], bounds[kept]
     if not len(problem) or not problem.covered():
         return None
+    place = stretch * problem.latency.place[problem.peer]
     heads = np.flatnonzero(problem.start == 0)
-    head, member, gap = _discs(problem, heads, bounds, limit, stretch)
-    bound = _inside_discs(problem, height, heads, head, member, gap)
+    near = _neighbourhoods(place, heads, bounds, limit)
+    centre, member, gap = _discs(place, near, bounds, limit)
+    alive = _inside_discs(problem, height, near, centre, member, gap) <= limit + SLACK
+    heads = heads[np.isin(near.of[heads], centre[alive])]
+    if not len(heads):
+        return None
+    head, member = _by_head(near.of[heads], centre[alive], member[alive])
+    single = _singles(place, heads, bounds)
+    gap = np.linalg.norm(place[member] - place[heads[head]], axis=1)
+    inside = np.maximum(bounds[heads[head]], bounds[member]) + 2.0 * gap <= limit + SLACK
+    head, member, gap = head[inside], member[inside], gap[inside]
+    bound = _inside_discs(problem, height, single, head, member, gap)
     alive = bound <= limit + SLACK
     found = _exact(problem, heads, head[alive], member[alive], bound[alive], limit)
     return None if found is None else _renamed(found, kept)
 
 
-def _inside_discs(problem: Problem, height: Floats, heads: Ints, head: Ints, member: Ints, gap: Floats) -> Floats:
-    """The sweep for each pair (head, candidate), with the distance from the head in `BANDS` bands."""
+def _singles(place: Floats, heads: Ints, bounds: Floats) -> _Centres:
+    of = np.full(len(place), -1, dtype=np.int64)
+    of[heads] = np.arange(len(heads))
+    return _Centres(place[heads], np.zeros(len(heads)), bounds[heads], of)
+
+
+def _neighbourhoods(place: Floats, heads: Ints, bounds: Floats, limit: float) -> _Centres:
+    """Heads that share a cell of a grid, whose cells are small against what a disc can be wide."""
+    side = max(limit - float(bounds[heads].min()), SLACK) / CELLS
+    cells = np.floor(place[heads] / side).astype(np.int64)
+    _, group = np.unique(cells, axis=0, return_inverse=True)
+    group = group.ravel()
+    count = np.bincount(group).astype(np.float64)
+    middle = np.stack([np.bincount(group, weights=axis) / count for axis in place[heads].T], axis=1)
+    radius, bound = np.zeros(len(count)), np.full(len(count), np.inf)
+    np.maximum.at(radius, group, np.linalg.norm(place[heads] - middle[group], axis=1))
+    np.minimum.at(bound, group, bounds[heads])
+    of = np.full(len(place), -1, dtype=np.int64)
+    of[heads] = group
+    return _Centres(middle, radius + SLACK, bound, of)
+
+
+def _discs(place: Floats, centres: _Centres, bounds: Floats, limit: float) -> tuple[Ints, Ints, Floats]:
+    """All pairs (centre, candidate) that the disc rule allows, by centre, and their distances.
+
+    A window along the first axis comes first, so that not every pair is looked at.
+    """
+    order = np.argsort(place[:, 0], kind="stable")
+    line = place[order, 0]
+    reach = np.maximum(limit - centres.bound, 0.0) / 2.0 + centres.radius + SLACK
+    low = np.searchsorted(line, centres.place[:, 0] - reach)
+    counts = np.searchsorted(line, centres.place[:, 0] + reach, side="right") - low
+    centre, at = _ranges(low, counts)
+    member = order[at]
+    gap = np.linalg.norm(place[member] - centres.place[centre], axis=1)
+    gap = np.maximum(gap - centres.radius[centre], 0.0)
+    inside = np.maximum(centres.bound[centre], bounds[member]) + 2.0 * gap <= limit + SLACK
+    return centre[inside], member[inside], gap[inside]
+
+
+def _ranges(low: Ints, counts: Ints) -> tuple[Ints, Ints]:
+    """Ranges ``low[k] … low[k] + counts[k]`` laid end to end: which range, and the number."""
+    which = np.repeat(np.arange(len(low)), counts)
+    return which, np.arange(len(which)) + np.repeat(low - (np.cumsum(counts) - counts), counts)
+
+
+def _by_head(group: Ints, centre: Ints, member: Ints) -> tuple[Ints, Ints]:
+    """Pairs (neighbourhood, candidate) → pairs (index of head, candidate), `group` naming each head's neighbourhood."""
+    order = np.argsort(group, kind="stable")
+    first = np.searchsorted(group[order], centre)
+    counts = np.searchsorted(group[order], centre, side="right") - first
+    pair, at = _ranges(first, counts)
+    return order[at], member[pair]
+
+
+def _inside_discs(
+    problem: Problem, height: Floats, centres: _Centres, centre: Ints, member: Ints, gap: Floats
+) -> Floats:
+    """The sweep for each pair (centre, candidate), with the distance from the centre in `BANDS` bands."""
     width = float(gap.max(initial=0.0)) / BANDS + SLACK
     band = np.minimum((gap / width).astype(np.int64), BANDS - 1)
-    cell = head * BANDS + band
+    cell = centre * BANDS + band
     order = np.argsort(cell, kind="stable")
     at, side = member[order], height[member[order]]
-    # Only the group's own head may take layer 0; another candidate that begins there can join from layer 1 on.
-    start = np.where(at == heads[head[order]], problem.start[at], np.maximum(problem.start[at], 1))
+    # Only a centre's own heads may take layer 0; another candidate that begins there can join from layer 1 on.
+    start = np.where(centres.of[at] == centre[order], problem.start[at], np.maximum(problem.start[at], 1))
+    leave = side + np.where(_several(problem), 0.0, problem.upload)[at]
     rows = _Rows(
-        problem.layers, start, problem.end[at], cell[order], len(heads), BANDS, width,
-        side + problem.entry[at], side + np.where(_several(problem), 0.0, problem.upload)[at], side + problem.tail[at],
-        problem.per_layer[at],
+        problem.layers, start, problem.end[at], cell[order], len(centres.radius), BANDS, width,
+        side + problem.entry[at], leave, side + problem.tail[at], problem.per_layer[at],
     )  # fmt: skip
     bound = np.empty(len(order))
     bound[order] = _through(rows)
     return bound
-
-
-def _discs(problem: Problem, heads: Ints, bounds: Floats, limit: float, stretch: float) -> tuple[Ints, Ints, Floats]:
-    """All pairs (index of head, candidate) that the disc rule allows, by head, and their distance (times `stretch`).
-
-    A window along the first axis comes first, so that not every pair is looked at.
-    """
-    place = stretch * problem.latency.place[problem.peer]
-    order = np.argsort(place[:, 0], kind="stable")
-    line = place[order, 0]
-    reach = np.maximum(limit - bounds[heads], 0.0) / 2.0 + SLACK
-    low = np.searchsorted(line, place[heads, 0] - reach)
-    high = np.searchsorted(line, place[heads, 0] + reach, side="right")
-    counts = high - low
-    head = np.repeat(np.arange(len(heads)), counts)
-    at = np.arange(len(head)) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(low, counts)
-    member = order[at]
-    step = place[member] - place[heads[head]]
-    gap = np.sqrt(np.einsum("ij,ij->i", step, step))
-    inside = np.maximum(bounds[heads[head]], bounds[member]) + 2.0 * gap <= limit + SLACK
-    return head[inside], member[inside], gap[inside]
 
 
 def _exact(problem: Problem, heads: Ints, head: Ints, member: Ints, bound: Floats, limit: float) -> Solution | None:
@@ -314,6 +375,8 @@ def _exact(problem: Problem, heads: Ints, head: Ints, member: Ints, bound: Float
     np.minimum.at(promise, head, bound)
     place = problem.latency.place[problem.peer[heads]]
     from_best = np.linalg.norm(place - place[promise.argmin()], axis=1)
+    if not len(head):
+        return None
     queue = [int(h) for h in np.lexsort((promise, from_best)) if promise[h] <= limit + SLACK]
     while queue:
         rows, batch = np.zeros(0, dtype=np.int64), 0
