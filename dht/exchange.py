@@ -32,6 +32,9 @@ MAX_EXCHANGE_BYTES = MAX_DIGEST_BYTES + MAX_OFFERS_BYTES + limits.MAX_OFFER_BYTE
 
 REQUESTS_PER_S = 10.0
 REQUESTS_BURST = 40.0
+OFFERS_PER_REQUEST = 50
+"""So many offers to check cost as much as a request more."""
+
 _MAX_METERED = 4096
 
 Offers = Annotated[tuple[SignedOffer, ...], Meta(max_length=MAX_OFFERS)]
@@ -80,18 +83,23 @@ def answer(ask: Ask, book: OfferBook, now: float) -> tuple[Told, list[SignedOffe
     return Told(tuple(lacking[:MAX_OFFERS]), more or len(lacking) > MAX_OFFERS, now), news
 
 
+def cost(ask: Ask) -> float:
+    """What answering takes, in plain requests."""
+    return 1.0 + len(ask.offers) / OFFERS_PER_REQUEST
+
+
 def batches(news: Sequence[SignedOffer]) -> list[Ask]:
     """Requests that carry all of `news`, each within the bounds."""
     asks: list[Ask] = []
     batch: list[SignedOffer] = []
     size = 0
     for signed in news:
-        cost = len(signed.body) + 72
-        if batch and (size + cost > MAX_OFFERS_BYTES or len(batch) == MAX_OFFERS):
+        weight = len(signed.body) + 72
+        if batch and (size + weight > MAX_OFFERS_BYTES or len(batch) == MAX_OFFERS):
             asks.append(Ask(tuple(batch)))
             batch, size = [], 0
         batch.append(signed)
-        size += cost
+        size += weight
     return [*asks, Ask(tuple(batch))] if batch else asks
 
 
@@ -116,14 +124,14 @@ class Meter:
         self._burst = burst
         self._level: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    def take(self, peer: str, now: float) -> None:
-        """Raises Overloaded where the peer asks too often."""
+    def take(self, peer: str, now: float, cost: float) -> None:
+        """Raises Overloaded where the peer asks too much. `cost`: in plain requests."""
         tokens, then = self._level.pop(peer, (self._burst, now))
         tokens = min(self._burst, tokens + max(0.0, now - then) * self._rate)
-        self._level[peer] = (max(0.0, tokens - 1.0), now)
+        self._level[peer] = (max(0.0, tokens - cost), now)
         if len(self._level) > _MAX_METERED:
             self._level.popitem(last=False)
-        if tokens < 1.0:
+        if tokens < cost:
             raise Overloaded("asks for offers too often", peer=peer)
 
 

@@ -47,6 +47,8 @@ REPLICAS = 10
 PING_S = 15.0
 """Between the library's health pings on one connection; the exchange has a deadline of its own on each call."""
 
+PING_TIMEOUT_S = 10.0
+
 
 class View(Protocol):
     """Who is a member, as far as is known now."""
@@ -123,11 +125,14 @@ class Kad:
 
     async def calm(self) -> None:
         """Stop the library's auto-connector, which dials whoever the peerstore knows, up to 200, the dead included; and
-        ping less often than every few seconds: with 13 neighbours that was 60 % of what a node at rest cost.
+        ping less often than every few seconds: with 13 neighbours that was 60 % of what a node at rest cost. A busy
+        machine that answers late is not cut off either: new connections would make it busier.
         """
         network = self._host.get_network()
         await network.auto_connector.stop()
-        network.connection_config.health_check_interval = max(PING_S, network.connection_config.health_check_interval)
+        pings = network.connection_config
+        pings.health_check_interval = max(PING_S, pings.health_check_interval)
+        pings.ping_timeout = max(PING_TIMEOUT_S, pings.ping_timeout)
 
     async def add_members(self) -> None:
         """Everybody in the view, into the routing table."""

@@ -38,6 +38,8 @@ class DirectoryConfig:
     announce_s: float = 4.0
     publish_s: float = 300.0
     """Between two publications in Kademlia (about 150 requests each); contacts live nearly twice as long."""
+    republish_s: float = 60.0
+    """At the earliest so long after the last one, where a third of the members are others since."""
     tidy_s: float = 5.0
     search_again_s: float = 5.0
     """A model that nobody serves is searched in Kademlia at most this often."""
@@ -67,7 +69,7 @@ class KademliaDirectory:
         self._kad: Kad | None = None
         self._own: Offer | None = None
         self._changed = trio.Event()
-        self._published_to = 0
+        self._published_to, self._published_at = 0, 0.0
         self._searched: dict[str, float] = {}
 
     def run(self) -> AbstractAsyncContextManager[None]:
@@ -183,18 +185,26 @@ class KademliaDirectory:
             with trio.move_on_after(self._config.publish_s * random.uniform(0.8, 1.0)):
                 await self._changed.wait()
             self._changed = trio.Event()
-            self._published_to = len(self._membership.members())
+            self._published_to, self._published_at = len(self._membership.members()), self._clock()
             own = self._own
             if own is not None and not await kad.publish(own.at, _models(own.services)):
                 self._changed.set()
             await trio.sleep(self._config.tidy_s)
 
+    def _is_stale(self) -> bool:
+        """Whether a key's closest members have become others. Bounded in time, too: where a machine is so busy that its
+        view flickers, publishing at each flicker would keep it busy.
+        """
+        change = abs(len(self._membership.members()) - self._published_to)
+        due = self._clock() - self._published_at >= self._config.republish_s
+        return due and change > 1 + self._published_to // 3
+
     async def _keep_tidy(self, kad: Kad) -> None:
         while True:
             kad.tidy()
             await kad.add_members()
-            if abs(len(self._membership.members()) - self._published_to) > 1 + self._published_to // 3:
-                self._changed.set()  # a key's closest members are others by now
+            if self._is_stale():
+                self._changed.set()
             await self._calls.trim()
             await trio.sleep(self._config.tidy_s)
 

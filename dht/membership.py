@@ -144,12 +144,15 @@ class Membership:
             await self._push([signed], [*self.neighbours(), *self._audience()])
 
     def answer(self, peer: str, request: bytes) -> bytes:
-        """Serve one request of a connected peer. Raises Overloaded or Malformed: the stream ends."""
-        self._meter.take(peer, self._clock())
-        self._counts["requests"] += 1
+        """Serve one request of a connected peer. Raises Overloaded or ProtocolViolation: the stream ends."""
         ask = exchange.decode_ask(request)
+        self._meter.take(peer, self._clock(), exchange.cost(ask))
+        self._counts["requests"] += 1
+        lies = self.book.lies
         told, news = exchange.answer(ask, self.book, self._clock())
         self._gather(news)
+        if self.book.lies > lies:
+            raise ProtocolViolation("passes on offers that no honest member would", peer=peer)
         if ask.digest is not None:
             self._note_asker(peer)
         return exchange.encode(told)
@@ -161,7 +164,11 @@ class Membership:
             told = await self._ask(member, Ask(own, self.book.digest(self._clock())))
             if told is None:
                 return False
+            lies = self.book.lies
             news = self.book.merge(told.offers, self._clock())
+            if self.book.lies > lies:
+                self._note_failure(member.peer)
+                return False
             if not told.more or not news:
                 break
         return True

@@ -113,6 +113,13 @@ class OfferBook:
         return entry.offer
 
     @property
+    def lies(self) -> int:
+        """Offers refused that no honest member passes on, since it would have refused them itself."""
+        return sum(
+            self.counts[f"rejected_{reason}"] for reason in ("forged", "malformed", "oversized", "too_long_lived")
+        )
+
+    @property
     def is_full(self) -> bool:
         """True where newcomers are refused, so that absence from the view proves nothing."""
         return len(self._entries) >= self.capacity

@@ -146,7 +146,8 @@ async def test_garbage_on_both_protocols_is_counted_and_the_node_keeps_serving()
             offers.sign(person(63), offers.stamp(offer(person(63)), time.time(), 500)),
             with_body(good, b"junk"),
         )
-        await tell(attacker, at, exchange.encode(Ask(bad)))
+        with pytest.raises(PeerUnavailable):
+            await tell(attacker, at, exchange.encode(Ask(bad)))
         for garbage in (b"", b"\xc1" * 50, exchange.encode(Ask(digest=b"x"))):
             with pytest.raises(PeerUnavailable):
                 await tell(attacker, at, garbage)
@@ -175,7 +176,7 @@ async def test_garbage_on_both_protocols_is_counted_and_the_node_keeps_serving()
             assert counts[f"offers_rejected_{reason}"] == 1
         for reason in ("forged", "expired", "wrong_peer", "oversized", "malformed"):
             assert counts[f"kad_rejected_{reason}"] == 1
-        assert counts["exchange_streams_broken"] == 4
+        assert counts["exchange_streams_broken"] == 5
         assert {it.peer for it in await node.directory.offers()} == {node.who.peer}
         await tell(attacker, at, exchange.encode(Ask((good,))))
         assert {it.peer for it in await node.directory.offers()} == {node.who.peer, person(61).peer}

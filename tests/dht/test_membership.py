@@ -6,6 +6,7 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 import trio
 from dht_making import NOW, offer, person
@@ -291,6 +292,34 @@ async def test_an_answerer_that_always_has_more_and_never_news_is_left(
     member = Membership("me", Endless(net, "me"), MembershipConfig(), clock)
     assert await member.pull(address(person(1)))
     assert net.calls == 1
+
+
+async def test_a_member_that_passes_on_a_forged_offer_is_left_alone_for_a_while(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    net = Net()
+    good = offers.sign(person(5), offers.stamp(offer(person(5)), clock(), 12))
+    forged = msgspec.structs.replace(good, signature=bytes(64))
+
+    class Liar(Caller):
+        async def call(self, to: PeerAddress, request: bytes) -> bytes:
+            await trio.sleep(LATENCY_S)
+            return exchange.encode(Told((forged,), more=True))
+
+    member = Membership("me", Liar(net, "me"), MembershipConfig(), clock)
+    assert not await member.pull(address(person(1)))
+    assert not member.answers(person(1).peer)
+    assert seen(member) == set()
+
+
+def test_many_offers_cost_more_than_one_request() -> None:
+    meter = exchange.Meter()
+    many = exchange.cost(Ask((offers.sign(person(1), offer(person(1))),) * 400))
+    for _ in range(4):
+        meter.take("pushy", NOW, many)
+    with pytest.raises(Overloaded):
+        meter.take("pushy", NOW, many)
+    meter.take("pushy", NOW + 1, 1.0)
 
 
 @given(st.binary(max_size=200))
