@@ -34,7 +34,7 @@ from paceline.wire.messages import (
 StageKey = tuple[bytes, int]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class Step:
     """A work that the engine runs: its result is computed, and not told yet."""
 

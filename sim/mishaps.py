@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from heapq import heappush
 from typing import TYPE_CHECKING
 
 from paceline.sim.checks import Broken
@@ -118,14 +117,12 @@ def owner_dies(world: World) -> None:
 
 
 def impostor(world: World) -> None:
-    """Somebody's process was upgraded under a session: frames in flight are of another revision."""
-    for at, serial, kind, what in world.heap:
-        if kind == "message" and type(what[2]).__name__ == "Frame":
+    """Somebody's process was upgraded under a session: a frame in flight is of another revision."""
+    for number, (at, serial, kind, what) in enumerate(world.heap):
+        if kind == "message" and isinstance(what[2], Frame):
             dst, src, message, payload, life = what
-            fields = [getattr(message, name) for name in message.__struct_fields__]
-            fields[2] = b"else"
-            forged = type(message)(*fields)
-            heappush(world.heap, (at, serial + 10_000_000, kind, (dst, src, forged, bytes(reversed(payload)), life)))
+            fields = {name: getattr(message, name) for name in message.__struct_fields__} | {"revision_tag": b"else"}
+            world.heap[number] = (at, serial, kind, (dst, src, Frame(**fields), bytes(reversed(payload)), life))
             return
 
 

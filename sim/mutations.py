@@ -22,7 +22,6 @@ from paceline.consistency.outbox import Outbox
 from paceline.consistency.owner import Owner, Phase
 from paceline.consistency.seat import Seat
 from paceline.consistency.stage import StageMachine
-from paceline.consistency.tail import TailLog
 from paceline.sim.checks import Broken
 from paceline.sim.run import simulate
 from paceline.wire.ids import Epoch
@@ -118,11 +117,6 @@ def _token_unseen(self: Owner, sender: Any, m: Any, now: float) -> Any:
     return [Emit(m), *ended]
 
 
-def _late_history(self: TailLog, start: int, ids: Any) -> None:
-    if start <= len(self.history):
-        self.history[start:] = ids
-
-
 def _adopt_as_rider(self: StageMachine, sender: Any, m: Any) -> None:
     fields = {name: getattr(m, name) for name in m.__struct_fields__} | {"shadow": False}
     _adopt(self, sender, type(m)(**fields))
@@ -159,7 +153,6 @@ MUTATIONS = (
     Mutation(
         "draw with penalties before the log is known", ((StageMachine, "_lacks_history", lambda self, given: False),)
     ),
-    Mutation("a late history undoes newer tokens", ((TailLog, "learn", _late_history),)),
     Mutation("a standby sends", ((StageMachine, "_adopt", _adopt_as_rider),)),
     Mutation("anybody may feed a stage", ((Seat, "feeds_me", lambda self, peer: True),)),
     Mutation("tokens are taken in whatever order they come", ((Owner, "_token", _token_unseen),)),
