@@ -44,6 +44,7 @@ PAGE = {
     "main.js": "text/javascript; charset=utf-8",
     "chat.js": "text/javascript; charset=utf-8",
     "map.js": "text/javascript; charset=utf-8",
+    "ring.js": "text/javascript; charset=utf-8",
 }
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",

@@ -52,6 +52,15 @@ class Catalogue:
         holders = [offer.at for offer in view.offers if any(service.revision == revision for service in offer.services)]
         return await self._core.models.load(revision, holders)
 
+    async def require_vocabulary(self, name: str, wait_s: float, prompts: Sequence[str | list[int]]) -> None:
+        """Raises BadField for token ids that the model does not have: a node would refuse them much later."""
+        highest = max((token for prompt in prompts if not isinstance(prompt, str) for token in prompt), default=-1)
+        if highest < 0:
+            return
+        vocabulary = (await self.model(name, wait_s)).manifest.vocab
+        if highest >= vocabulary:
+            raise BadField(f"token id {highest} is not one of the {vocabulary} of {name}", param="prompt")
+
     async def require_tools(
         self, name: str, wait_s: float, conversation: list[dict[str, Any]], tools: list[dict[str, Any]]
     ) -> None:

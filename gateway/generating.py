@@ -129,6 +129,7 @@ class Generating:
         if len(prompts) * n > MOST_CHOICES:
             raise BadField(f"{len(prompts)} prompts × {n}: at most {MOST_CHOICES} answers a request", param="n")
         await self._catalogue.check(body.model)
+        await self._catalogue.require_vocabulary(body.model, options.timeout_s, prompts)
         echoes = [await self._echo(body, prompt) for prompt in prompts for _ in range(n)]
         starts = [pair for prompt in prompts for pair in _choices(partial(self._core.generate, prompt), options, n)]
         return Ask(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -117,5 +118,10 @@ def _models(offers: tuple[Offer, ...]) -> list[dict[str, Any]]:
 
 def _join(offers: tuple[Offer, ...]) -> str:
     """What a person types on another machine; empty where nobody says where to."""
-    members = [f"{offer.at.control[0]}/p2p/{offer.peer}" for offer in offers if offer.at.control]
+    members = [f"{_widest(offer.at.control)}/p2p/{offer.peer}" for offer in offers if offer.at.control]
     return "paceline node --swarm " + " --swarm ".join(members[:2]) if members else ""
+
+
+def _widest(addresses: Sequence[str]) -> str:
+    """The first address that another machine can use, if there is one."""
+    return next((each for each in addresses if not each.startswith(("/ip4/127.", "/ip6/::1/"))), addresses[0])

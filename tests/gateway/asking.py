@@ -11,6 +11,7 @@ from typing import Any
 import trio
 
 from paceline.client.core import ClientCore
+from paceline.consistency.owner import OwnerLimits
 from paceline.gateway.app import Gateway, gateway
 from paceline.gateway.config import GatewayConfig
 from tests.gateway.toying import TextSwarm
@@ -134,8 +135,10 @@ class Asker:
 
 
 @asynccontextmanager
-async def asking(swarm: TextSwarm, config: GatewayConfig | None = None) -> AsyncIterator[Asker]:
+async def asking(
+    swarm: TextSwarm, config: GatewayConfig | None = None, limits: OwnerLimits | None = None
+) -> AsyncIterator[Asker]:
     """A gateway of `swarm`."""
-    async with swarm.client() as core, trio.open_nursery() as nursery:
+    async with swarm.client(limits) as core, trio.open_nursery() as nursery:
         yield Asker(gateway(core, config or GatewayConfig(ring_wait_s=1.0)), core, nursery)
         nursery.cancel_scope.cancel()
