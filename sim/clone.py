@@ -39,18 +39,17 @@ def _copy(thing: Any, memo: dict[int, Any]) -> Any:
     if found is not None:
         return found
     if issubclass(kind, dict):
-        made = memo[id(thing)] = kind()
+        named = memo[id(thing)] = kind()
         for key, value in thing.items():
-            made[key] = _copy(value, memo)
-        return made
+            named[key] = _copy(value, memo)
+        return named
     if kind in (list, deque, set):
-        made = memo[id(thing)] = deque(maxlen=thing.maxlen) if kind is deque else kind()
         items = [_copy(item, memo) for item in thing]
-        made.update(items) if kind is set else made.extend(items)
-        return made
+        several = memo[id(thing)] = deque(items, thing.maxlen) if kind is deque else kind(items)
+        return several
     if kind is MethodType:
         return getattr(_copy(thing.__self__, memo), thing.__name__)
-    made = memo[id(thing)] = kind.__new__(kind)
+    made = memo[id(thing)] = object.__new__(kind)
     names = thing.__dict__ if hasattr(thing, "__dict__") else {name: getattr(thing, name) for name in kind.__slots__}
     for name, value in names.items():
         object.__setattr__(made, name, _copy(value, memo))

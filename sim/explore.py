@@ -49,7 +49,7 @@ class Scope:
 
 SCOPES = {
     "small": (
-        Scope(losses=1, deadlines=0),
+        Scope(prompt=3, chunk=1, losses=1, deadlines=0),
         Scope(losses=0, copies=1, deadlines=0),
         Scope(losses=0, deadlines=1),
         Scope(stages=3, losses=1, deadlines=0),
