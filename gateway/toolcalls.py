@@ -8,11 +8,14 @@ call and does not parse stays text: nothing of the answer is lost.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 
 from paceline.client.text import StopMatcher
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
+_STRING_OR_CLOSE = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|</tool_call>', re.DOTALL)
+"""A string that has not ended yet reaches to the end of the text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +71,19 @@ class ToolCallParser:
 
     def _feed_inside(self, text: str, found: list[str | Call]) -> str:
         self._inside = (self._inside or "") + text
-        inner, closed, after = self._inside.partition(CLOSE)
-        if not closed:
+        end = _end(self._inside)
+        if end < 0:
             return ""
-        self._inside = None
+        inner, after, self._inside = self._inside[:end], self._inside[end + len(CLOSE) :], None
         call = _call(inner, ("arguments", "parameters"))
         self._called = self._called or call is not None
         found.append(call or OPEN + inner + CLOSE)
         return after
+
+
+def _end(text: str) -> int:
+    """Where `CLOSE` stands outside of a JSON string; -1 where it does not yet."""
+    return next((match.start() for match in _STRING_OR_CLOSE.finditer(text) if match[0] == CLOSE), -1)
 
 
 def _bare_call(text: str) -> Call | None:
