@@ -67,7 +67,7 @@ def work_us(frames: int) -> list[float]:
 
 
 def clock_bytes(stages: int, position: int = 20_000) -> int:
-    """What the clock adds to the last frame's header of a trip, where the stages are in step, as they are in decoding."""
+    """What the clock adds to the header of a trip's last frame, where the stages are in step, as in decoding."""
     full = Frame(SESSION, 2, REVISION[:4], EPOCH, 0, position, 1, "bf16", HIDDEN, (0,) * (stages - 1))
     bare = Frame(SESSION, 2, b"\0" * 4, 0, 0, position, 1, "bf16", HIDDEN)
     in_bare = 2 + len(bare.revision_tag) + 1 + 1  # the tag with its prefix, epoch 0, branch 0

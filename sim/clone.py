@@ -10,11 +10,9 @@ from enum import Enum
 from types import FunctionType, MethodType
 from typing import Any, TypeVar
 
-from msgspec import Struct
-
 T = TypeVar("T")
 
-_VALUES = (int, float, str, bytes, bool, type(None), memoryview, tuple, frozenset, Enum, Struct, FunctionType, type)
+_VALUES = (int, float, str, bytes, bool, type(None), memoryview, tuple, frozenset, Enum, FunctionType, type)
 _is_value: dict[type, bool] = {}
 
 
@@ -27,7 +25,8 @@ def _value(kind: type) -> bool:
     known = _is_value.get(kind)
     if known is None:
         parameters = getattr(kind, "__dataclass_params__", None)
-        known = _is_value[kind] = issubclass(kind, _VALUES) or (parameters is not None and parameters.frozen)
+        frozen = hasattr(kind, "__struct_fields__") or (parameters is not None and parameters.frozen)
+        known = _is_value[kind] = frozen or issubclass(kind, _VALUES)
     return known
 
 
