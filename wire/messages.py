@@ -205,9 +205,9 @@ class NextToken(Struct, frozen=True, array_like=True, tag=8):
 class Nack(Struct, frozen=True, array_like=True, tag=9):
     """Consumer → producer: I hold everything below `have`, send from there.
 
-    A stage to its upstream neighbour (`layer`: that neighbour's first layer), a head to the tail, an owner to the tail for
-    token events. To the owner `layer` is the sender's own: 0 from a head that lacks tokens, the tail's from a tail that
-    lacks the log for its penalties.
+    A stage to its upstream neighbour (`layer`: that neighbour's first layer), a head to the tail, an owner to the tail
+    for token events. To the owner, `layer` is the sender's own: 0 from a head that lacks tokens, the tail's from a tail
+    that lacks the log for its penalties.
     """
 
     session: SessionBytes
