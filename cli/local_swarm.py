@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from paceline.net.identity import Identity
 from paceline.wire.errors import PeerUnavailable
 
 START_S = 90.0
@@ -76,12 +78,19 @@ class LocalSwarm:
     model: str
     options: tuple[str, ...] = ()
     nodes: list[NodeProcess] = field(default_factory=list)
+    _first: str | None = None
 
     def start(self, name: str, span: str, *options: str) -> NodeProcess:
-        """Begin starting a node; the first becomes the bootstrap of the later ones, once it is ready."""
+        """Begin starting a node. All join through the first, whose identity and port are settled before it runs."""
         log, ready_file = self.folder / f"{name}.log", self.folder / f"{name}.ready"
         ready_file.unlink(missing_ok=True)
-        members = [arg for node in self.nodes[:1] for address in node.bootstrap for arg in ("--swarm", address)]
+        if self._first is None:
+            port = _free_port()
+            peer = Identity.load_or_create(self.home / "identities" / name).peer
+            self._first = f"/ip4/127.0.0.1/tcp/{port}/p2p/{peer}"
+            members = ["--port", str(port)]
+        else:
+            members = ["--swarm", self._first]
         command = [sys.executable, "-m", "paceline.cli", "node", "--model", self.model, "--span", span]
         command += ["--name", name, "--home", str(self.home), "--listen", "127.0.0.1", "--until-stdin-closes"]
         command += ["--ready-file", str(ready_file), *members, *self.options, *options]
@@ -92,6 +101,13 @@ class LocalSwarm:
         node = NodeProcess(name, span, process, ready_file, log)
         self.nodes.append(node)
         return node
+
+    def restart(self, node: NodeProcess, *options: str) -> NodeProcess:
+        """The same node again, after its process has ended; joins through whoever is left."""
+        self.nodes.remove(node)
+        alive = [other for other in self.nodes if other.process.poll() is None and other.bootstrap]
+        self._first = alive[0].bootstrap[0] if alive else None
+        return self.start(node.name, node.span, *options)
 
     def wait_ready(self, nodes: Sequence[NodeProcess], report: Callable[[int], None] = lambda ready: None) -> None:
         """Until all of `nodes` are announced. Raises PeerUnavailable."""
@@ -132,6 +148,13 @@ class LocalSwarm:
                 node.process.stdin.close()
 
 
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 @contextmanager
 def local_swarm(
     home: Path,
@@ -146,10 +169,7 @@ def local_swarm(
     folder.mkdir(parents=True, exist_ok=True)
     swarm = LocalSwarm(home, folder, model, tuple(options))
     try:
-        first = swarm.start("node-1", spans[0])
-        swarm.wait_ready([first], lambda ready: report(ready))
-        others = [swarm.start(f"node-{number}", span) for number, span in enumerate(spans[1:], 2)]
-        swarm.wait_ready(others, lambda ready: report(1 + ready))
+        swarm.wait_ready([swarm.start(f"node-{number}", span) for number, span in enumerate(spans, 1)], report)
         yield swarm
     finally:
         swarm.stop()

@@ -112,6 +112,12 @@ class Node:
         """Begin the drain: no new sessions, let the present ones finish or move, then end."""
         self._leaving.set()
 
+    def forget(self) -> None:
+        """Lose all sessions, journals and connections at once, as a crash and an instant restart would."""
+        self.loop.forget()
+        for peer in self.links.peers():
+            self.links.close(peer)
+
     async def _drain(self) -> None:
         self.table.draining = True
         await self.offering.announce()

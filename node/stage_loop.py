@@ -67,6 +67,10 @@ class StageLoop:
         """Ask all owners to go on without this node."""
         self._soon(self.table.send_away)
 
+    def forget(self) -> None:
+        """Lose every session, as a crash would."""
+        self._soon(lambda: self.table.abandon(list(self.table.owners())))
+
     def _soon(self, call: Callable[[], None]) -> None:
         self._inbox.append(call)
         self._bell.set()
