@@ -40,7 +40,7 @@ from paceline.wire.messages import (
 )
 from paceline.wire.session import SessionState
 
-__all__ = ["Failover", "Owner", "OwnerLimits", "Phase", "Request"]
+__all__ = ["Failover", "Owner", "OwnerLimits", "Phase", "Request", "farewell"]
 
 FATAL = frozenset({"context_overflow", "invalid_request", "unsupported_model"})
 """Stage errors that another route would not mend."""
@@ -49,6 +49,13 @@ QUICK_REPAIRS = 3
 """So many repairs without a token in between begin at once; later ones wait, twice as long each time."""
 
 SLOWEST_RETRY_S = 4.0
+
+
+def farewell(message: SessionMessage) -> CloseStage | None:
+    """What a process answers to a stage that speaks of a session which nobody here owns any more; None to others."""
+    if isinstance(message, StageOpened | TokenEvent | StageError | Nack):
+        return CloseStage(message.session, message.epoch)
+    return None
 
 
 class Owner:
@@ -186,10 +193,10 @@ class Owner:
 
     def handle(self, sender: PeerId, message: SessionMessage, now: float) -> list[OwnerEffect]:
         """One message of this session."""
-        if self.phase is Phase.ENDED:
-            return []
         if isinstance(message, FencedBy):
             return self._fenced(message)
+        if self.phase is Phase.ENDED or message.epoch < self.epoch:
+            return self._left_over(sender, message)
         if message.epoch != self.epoch:
             return []
         match message:
@@ -231,8 +238,13 @@ class Owner:
         tail = self.route[-1]
         return [Send(tail.at, Nack(self.request.session, tail.start, self.epoch, 0, len(self.log)))]
 
+    def _left_over(self, sender: PeerId, m: SessionMessage) -> list[OwnerEffect]:
+        """From a stage that missed its CloseStage: it is told again. Others are only late."""
+        late = self.phase is not Phase.ENDED and sender in self._everybody()
+        return [] if late or m.epoch > self.epoch else [Send(sender, self._close())]
+
     def _fenced(self, m: FencedBy) -> list[OwnerEffect]:
-        if m.epoch <= self.epoch:
+        if m.epoch <= self.epoch or self.phase is Phase.ENDED:
             return []
         # Closing is safe: whoever serves the other owner answers that this epoch is fenced, the rest is freed.
         return self._end(error=Fenced("another owner has taken this session over"))
@@ -353,11 +365,14 @@ class Owner:
     def _riders(self) -> set[str]:
         return {stage.at.peer for stage in self.route}
 
+    def _everybody(self) -> set[str]:
+        return self._riders() | {standby.peer for stage in self.route for standby in stage.standbys}
+
     def _close(self) -> CloseStage:
         return CloseStage(self.request.session, self.epoch)
 
     def _end(self, finish: str = "", error: PacelineError | None = None) -> list[OwnerEffect]:
         self.phase = Phase.ENDED
-        peers = sorted(self._riders() | {s.peer for stage in self.route for s in stage.standbys})
+        peers = sorted(self._everybody())
         effects: list[OwnerEffect] = [Send(PeerId(peer), self._close()) for peer in peers]
         return [*effects, Ended(finish, error)]

@@ -303,7 +303,8 @@ class StageMachine:
         if self.closed:
             return []
         if peer == self.owner and self.orphan:
-            return self._owner_is_back(self.expected)
+            # Its process is back, but is the session still its own? Whoever owns it no more answers with CloseStage.
+            return [self._opened(), *self._owner_is_back(self.expected)]
         if peer not in self._asked.unsure:
             return []
         self._asked.unsure.discard(peer)

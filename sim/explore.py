@@ -59,7 +59,7 @@ SCOPES = {
         Scope(losses=0, owners=1, deadlines=0),
         Scope(losses=1, crashes=1, deadlines=0),
         Scope(losses=1, copies=1, deadlines=1),
-        Scope(tokens=4, losses=2, copies=2, deadlines=0),
+        Scope(tokens=4, losses=2, copies=1, deadlines=0),
         Scope(tokens=4, losses=1, crashes=1, deadlines=0, journal=32),
         Scope(tokens=3, losses=1, crashes=1, deadlines=0, chunk=1, penalties=True),
         Scope(stages=3, tokens=4, losses=2, copies=1, deadlines=0),

@@ -77,11 +77,7 @@ class Scenario:
         """True where no message is lost but by a crash: then nothing may be left behind."""
         kinds = {mishap.kind for mishap in self.mishaps}
         lost = kinds & {"crash"} and not self.weather.fifo
-        return (
-            self.weather.loss == 0
-            and not lost
-            and not kinds & {"partition", "pause", "blink", "owner dies", "impostor"}
-        )
+        return self.weather.loss == 0 and not lost and not kinds & {"partition", "pause", "owner dies", "impostor"}
 
 
 def draw(chance: Chance) -> Scenario:

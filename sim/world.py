@@ -193,10 +193,12 @@ class World:
             return None  # a real link ends with the process, and what was in flight on it
         return self._reach(dst, "message", src, message, payload)
 
-    def _on_link_lost(self, dst: PeerId, src: PeerId) -> PeerId | None:
+    def _on_link_lost(self, dst: PeerId, src: PeerId, answer: bool = False) -> PeerId | None:
         if (dst, src) in self.down or dst in self.dead:
             return None
         self.down.add((dst, src))
+        if not answer and self.reachable(dst, src):  # a link has two ends: the other one notices, too
+            self.later(self.chance.between(0.0, 1.0), "link lost", src, dst, True)
         return self._reach(dst, "link_lost", src)
 
     def _on_link_up(self, dst: PeerId, src: PeerId) -> PeerId | None:
@@ -318,7 +320,7 @@ class World:
                 self.start_host(peer, revision)
             if peer in self.paused:
                 self._on_resume(peer)
-        for who, whom in list(self.down):
+        for who, whom in sorted(self.down):
             self.later(self.chance.between(0.0, 0.5), "link up", who, whom)
 
     def _on_restart(self, peer: PeerId) -> None:
@@ -326,7 +328,7 @@ class World:
             return
         self.say(f"--- {peer} is back, and remembers nothing")
         self.start_host(peer, dict(self.scenario.nodes)[peer])
-        for who, whom in list(self.down):
+        for who, whom in sorted(self.down):
             if whom == peer and self.chance.yes(0.7):
                 self.later(self.chance.between(0.0, 1.0), "link up", who, whom)
 
@@ -342,7 +344,7 @@ class World:
         self.paused.discard(peer)
         self._catch_up(peer)
         self._work(peer)
-        for who, whom in list(self.down):
+        for who, whom in sorted(self.down):
             if whom == peer:
                 self.later(self.chance.between(0.0, 0.5), "link up", who, whom)
 

@@ -7,7 +7,7 @@ from typing import Any
 from consistency_making import ABC, E1, REVISION, SESSION, owner_of, route, sent, told
 
 from paceline.consistency.effects import Emit, Ended, NeedRoute
-from paceline.consistency.owner import Owner, Phase
+from paceline.consistency.owner import Owner, Phase, farewell
 from paceline.consistency.recovery import Tier
 from paceline.wire.errors import ContextOverflow, Fenced, NoRoute, SessionLost
 from paceline.wire.ids import PeerId
@@ -78,7 +78,8 @@ def test_a_finish_closes_everything_and_says_which() -> None:
     assert isinstance(effects[0], Emit)
     assert effects[-1] == Ended("stop")
     assert sent(effects, CloseStage) == [CloseStage(SESSION, owner.epoch)] * 3
-    assert token(owner, 7) == owner.tick(99.0) == owner.cancel() == owner.install(ABC, 2.0) == []
+    assert owner.tick(99.0) == owner.cancel() == owner.install(ABC, 2.0) == []
+    assert owner.handle(C, FencedBy(SESSION, owner.epoch + 1), 2.0) == []
     assert owner.next_deadline() == float("inf")
 
 
@@ -93,7 +94,22 @@ def test_old_epochs_have_no_effect() -> None:
     old = TokenEvent(SESSION, owner.epoch, 0, 6, 1)
     owner.migrate(route("a", "x", "c"), "straggler", 1.0)
     assert owner.handle(C, old, 1.0) == []
-    assert owner.handle(B, StageError(SESSION, 2, old.epoch, "peer_unavailable", ""), 1.0) == []
+    assert owner.handle(A, StageError(SESSION, 0, old.epoch, "peer_unavailable", "", "c"), 1.0) == []
+
+
+def test_a_stage_that_missed_its_end_is_told_again() -> None:
+    owner = riding()
+    old = StageOpened(SESSION, 2, owner.epoch, 5)
+    owner.link_lost(B, 1.0)
+    owner.install(route("a", "x", "c"), 1.0)
+    close = CloseStage(SESSION, owner.epoch)
+    assert sent(owner.handle(B, old, 2.0)) == [close]
+    assert owner.handle(C, old, 2.0) == []
+    owner.cancel()
+    assert sent(owner.handle(C, old, 2.0)) == [close]
+    assert owner.handle(C, StageOpened(SESSION, 2, owner.epoch + 1, 5), 2.0) == []
+    assert farewell(old) == CloseStage(SESSION, old.epoch)
+    assert farewell(close) is None
 
 
 # --- repairs ----------------------------------------------------------------------------------------------------

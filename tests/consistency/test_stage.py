@@ -406,7 +406,8 @@ def test_a_link_that_comes_back_releases_the_token() -> None:
     bench.machine.link_lost(OWNER)
     bench.feed(frame(0, 4, layer=4), sender="b")
     effects = bench.machine.link_up(OWNER)
-    assert told(effects) == [OWNER, "a"]
+    assert [type(m) for m in sent(effects)] == [StageOpened, TokenEvent, NextToken]
+    assert told(effects) == [OWNER, OWNER, "a"]
     assert bench.machine.link_up(OWNER) == []
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from paceline.consistency.journal import Journal
@@ -42,6 +46,15 @@ def test_a_seed_names_a_run_completely() -> None:
         simulate(33, lambda now, text, told=told: told.append(f"{now} {text}"))  # type: ignore[misc]
     assert lines[0] == lines[1]
     assert len(lines[0]) > 50
+
+
+def test_a_seed_names_the_same_run_in_every_process() -> None:
+    command = [sys.executable, "-m", "paceline.sim", "--runs", "60"]
+    told = {
+        subprocess.run(command, env=os.environ | {"PYTHONHASHSEED": salt}, capture_output=True, check=True).stdout
+        for salt in ("1", "2")
+    }
+    assert len(told) == 1
 
 
 def test_a_failing_seed_is_told_as_a_command(capsys: pytest.CaptureFixture[str]) -> None:
