@@ -33,6 +33,8 @@ class Watch:
         self._journal = journal
         self._epochs: dict[int, tuple[StageMachine, int]] = {}
         """By a machine's identity; the machine is kept, so that its identity is not used again."""
+        self._hosts: dict[int, tuple[Host, int]] = {}
+        """The newest epoch that an incarnation of a host has seen."""
 
     def host(self, host: Host, busy: StageKey | None) -> None:
         """All of a host's machines. `busy`: the one whose work is with the engine, so that its KV may be ahead."""
@@ -40,8 +42,10 @@ class Watch:
             raise Broken(7, f"{host.me} holds {len(host.held)} frames")
         if self._honest and host.violations:
             raise Broken(4, f"{host.me} says that a peer broke the protocol, and none did")
+        _, newest = self._hosts.get(id(host), (host, 0))
         for key, machine in host.machines.items():
-            self._machine(host, key, machine, key == busy)
+            self._machine(host, key, machine, key == busy, newest)
+        self._hosts[id(host)] = (host, max([newest, *(machine.epoch for machine in host.machines.values())]))
 
     def step(self, host: Host, step: Step) -> None:
         """What the engine was given just now."""
@@ -51,8 +55,10 @@ class Watch:
         if step.output.error:
             raise Broken(2, f"{host.me} was given unusable work: {step.output.error}")
 
-    def _machine(self, host: Host, key: StageKey, machine: StageMachine, busy: bool) -> None:
+    def _machine(self, host: Host, key: StageKey, machine: StageMachine, busy: bool, newest: int) -> None:
         _, seen = self._epochs.get(id(machine), (machine, 0))
+        if not seen and machine.epoch < newest:
+            raise Broken(4, f"{host.me} opens a stage at epoch {machine.epoch:x}, and has seen {newest:x}")
         if machine.config.epoch < seen or machine.epoch != machine.config.epoch:
             raise Broken(4, f"{host.me} went from epoch {seen:x} to {machine.config.epoch:x}")
         self._epochs[id(machine)] = (machine, machine.config.epoch)

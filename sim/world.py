@@ -67,6 +67,7 @@ class World:
         self._serial = 0
         self._last: dict[tuple[PeerId, PeerId], float] = {}
         self._lives: dict[PeerId, int] = {}
+        self._ups: dict[frozenset[PeerId], int] = {}
         self._trace = trace
         self._host_type, self._owner_type = host_type, owner_type
         for peer, revision in scenario.nodes:
@@ -125,8 +126,7 @@ class World:
         if pair in self.down or (dst, src) in self.down:
             if not dialled:
                 return
-            self.later(0.0, "link up", src, dst)
-            self.later(0.0, "link up", dst, src)
+            self._on_link_up(src, dst)
         if self.chance.yes(self.weather.loss):
             return
         self._fly(pair, effect.message, effect.payload)
@@ -193,19 +193,28 @@ class World:
             return None  # a real link ends with the process, and what was in flight on it
         return self._reach(dst, "message", src, message, payload)
 
-    def _on_link_lost(self, dst: PeerId, src: PeerId, answer: bool = False) -> PeerId | None:
-        if (dst, src) in self.down or dst in self.dead:
+    def _on_link_lost(self, dst: PeerId, src: PeerId, answer_to: int | None = None) -> PeerId | None:
+        """`answer_to`: the other end noticed first; how often the link had come up by then."""
+        ups = self._ups.get(frozenset((dst, src)), 0)
+        if (dst, src) in self.down or dst in self.dead or answer_to not in (None, ups):
             return None
         self.down.add((dst, src))
-        if not answer and self.reachable(dst, src):  # a link has two ends: the other one notices, too
-            self.later(self.chance.between(0.0, 1.0), "link lost", src, dst, True)
+        if answer_to is None and self.reachable(dst, src):
+            self.later(self.chance.between(0.0, 1.0), "link lost", src, dst, ups)
         return self._reach(dst, "link_lost", src)
 
-    def _on_link_up(self, dst: PeerId, src: PeerId) -> PeerId | None:
-        if (dst, src) not in self.down or not self.reachable(dst, src):
-            return None
-        self.down.discard((dst, src))
-        return self._reach(dst, "link_up", src)
+    def _on_link_up(self, a: PeerId, b: PeerId) -> None:
+        """A link comes up at both ends at once."""
+        told = [pair for pair in ((a, b), (b, a)) if pair in self.down]
+        if not told or not self.reachable(a, b):
+            return
+        self.down.difference_update(told)
+        self._ups[frozenset((a, b))] = self._ups.get(frozenset((a, b)), 0) + 1
+        for who, whom in told:
+            self.later(0.0, "told up", who, whom)
+
+    def _on_told_up(self, who: PeerId, whom: PeerId) -> PeerId | None:
+        return self._reach(who, "link_up", whom)
 
     def _reach(self, dst: PeerId, what: str, *rest: Any) -> PeerId | None:
         """Something arrives at a process: now, or when it is able to look."""
