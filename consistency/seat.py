@@ -23,6 +23,8 @@ class Seat:
         self.upstream: Stage = m.route[m.index - 1]
         """The stage before this one; of a head, the tail."""
         self.next: Stage = m.route[(m.index + 1) % len(m.route)]
+        self.ring = tuple(stage.at.peer for stage in m.route)
+        """The peers of the route, head first."""
         self._me = me
 
     @cached_property

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from paceline.consistency.effects import CropKv, FreeKv, Send, StageEffect, Violation
 from paceline.consistency.stage import Drawn, Input, StageMachine
 from paceline.engine.shard import Activations, Output, SampleRequest, Work
+from paceline.node.gathering import Gathering
 from paceline.node.services import LoadedService, serving
 from paceline.wire import limits
 from paceline.wire.codec import Buffer
@@ -215,6 +216,19 @@ class SessionTable:
             machine = riding.machine
             leaving = StageError(session, layer, machine.epoch, "draining", "this node is leaving")
             self._send(Send(machine.owner, leaving))
+
+    # --- gathering ------------------------------------------------------------------------------------------------
+
+    def hold_until(self, gathering: Gathering, now: float) -> float:
+        """Until when it is better to wait for more sessions; not later than `now` where there is other work."""
+        ready = [(key, riding) for key, riding in self._riding.items() if riding.machine.has_work]
+        if not ready or len(ready) == len(self._riding) or not all(layer == 0 for (_, layer), _ in ready):
+            return now
+        if any(riding.machine.length < riding.machine.config.known for _, riding in ready):
+            return now
+        measured = ready[0][1].service.measured
+        full = 1 + int(measured.decode_s / max(measured.decode_extra_s, 1e-9))
+        return gathering.hold_until([session for (session, _), _ in ready], full, now)
 
     # --- the engine -----------------------------------------------------------------------------------------------
 

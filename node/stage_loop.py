@@ -14,11 +14,12 @@ from functools import partial
 import trio
 
 from paceline.node.engine_thread import Engine
+from paceline.node.gathering import Gathering
 from paceline.node.sessions import Batch, SessionTable, StageKey
 from paceline.wire.codec import Buffer
 from paceline.wire.errors import InternalError
 from paceline.wire.ids import PeerId
-from paceline.wire.messages import SessionMessage
+from paceline.wire.messages import NextToken, SessionMessage
 
 
 @dataclass(slots=True)
@@ -44,6 +45,7 @@ class StageLoop:
     ) -> None:
         self.table = table
         self.statistics = StepStatistics()
+        self.gathering = Gathering()
         self._engine = engine
         self._most_positions = most_positions
         self._orphan_s = orphan_s
@@ -53,6 +55,8 @@ class StageLoop:
 
     def post(self, peer: PeerId, message: SessionMessage, payload: Buffer) -> None:
         """A message has arrived."""
+        if isinstance(message, NextToken):
+            self.gathering.came(message.session, trio.current_time())
         self._soon(partial(self.table.handle, peer, message, payload))
 
     def link_lost(self, peer: PeerId) -> None:
@@ -80,15 +84,23 @@ class StageLoop:
         while True:
             while self._inbox:
                 self._inbox.popleft()()
-            self._sweep(trio.current_time())
+            now = trio.current_time()
+            self._sweep(now)
+            if (until := self.table.hold_until(self.gathering, now)) > now:
+                await self._wait(until - now)
+                continue
             batch = self.table.next_batch(self._most_positions)
             if batch is not None:
                 await self._step(batch)
                 continue
-            if not self._inbox:
-                self._bell = trio.Event()
-                with trio.move_on_after(self._orphan_s / 4):
-                    await self._bell.wait()
+            await self._wait(self._orphan_s / 4)
+
+    async def _wait(self, seconds: float) -> None:
+        """Until something arrives, or `seconds` have passed."""
+        if not self._inbox:
+            self._bell = trio.Event()
+            with trio.move_on_after(seconds):
+                await self._bell.wait()
 
     async def _step(self, batch: Batch) -> None:
         began = trio.current_time()
@@ -100,8 +112,15 @@ class StageLoop:
         self.statistics.positions += sum(work.n for work in batch.works)
         self.statistics.busy_s += trio.current_time() - began
         self.table.complete(batch, outputs)
+        self._note_left(batch)
+
+    def _note_left(self, batch: Batch) -> None:
+        for (session, layer), riding, given in batch.riders:
+            if layer == 0 and given.n == 1:
+                self.gathering.left(session, riding.machine.seat.ring, trio.current_time())
 
     def _sweep(self, now: float) -> None:
+        self.gathering.keep({session for session, _ in self.table.owners()})
         orphans = self.table.orphans()
         self._orphan_since = {key: self._orphan_since.get(key, now) for key in orphans}
         self.table.abandon([key for key, since in self._orphan_since.items() if now - since >= self._orphan_s])
