@@ -29,6 +29,7 @@ from paceline.gateway.gate import Gate
 from paceline.gateway.generating import Generating
 from paceline.gateway.metrics import Metrics
 from paceline.gateway.openapi import Operation, document
+from paceline.gateway.responses_writer import RESPONSE_EVENTS
 from paceline.gateway.swarm_map import SwarmMap
 from paceline.wire.errors import InternalError, InvalidRequest, ModelNotFound, PacelineError
 
@@ -85,9 +86,9 @@ def gateway(core: ClientCore, config: GatewayConfig) -> Gateway:
 
 
 def _generating(generating: Generating) -> list[tuple[Operation, Endpoint]]:
-    def operation(path: str, summary: str, body: Any, reply: Any, chunk: Any) -> Operation:
+    def operation(path: str, summary: str, body: Any, reply: Any, *chunks: Any) -> Operation:
         return Operation(
-            path=path, method="POST", summary=summary, body=body, reply=reply, chunk=chunk, errors=GENERATING_ERRORS
+            path=path, method="POST", summary=summary, body=body, reply=reply, chunks=chunks, errors=GENERATING_ERRORS
         )
 
     chat = operation(
@@ -105,7 +106,11 @@ def _generating(generating: Generating) -> list[tuple[Operation, Endpoint]]:
         replies.TextCompletion,
     )
     responses = operation(
-        "/v1/responses", "Answer (Responses API, text only)", requests.ResponsesRequest, replies.ResponsesReply, None
+        "/v1/responses",
+        "Answer (Responses API, text only)",
+        requests.ResponsesRequest,
+        replies.ResponsesReply,
+        *RESPONSE_EVENTS,
     )
     resume = Operation(
         path="/paceline/streams/{id}",

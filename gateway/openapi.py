@@ -15,7 +15,8 @@ from paceline.gateway.replies import ErrorBody
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
     """One method of one path. `body`: the request's record. `reply`: the reply's; None where it is not JSON, then
-    `media` says what. `chunk`: what a stream of it consists of. `guarded`: asks for a key, where keys are set.
+    `media` says what. `chunks`: what the data of a stream's events may be. `guarded`: asks for a key where keys are
+    set.
     """
 
     path: str
@@ -23,7 +24,7 @@ class Operation:
     summary: str
     reply: type[Struct] | None = None
     body: type[Struct] | None = None
-    chunk: type[Struct] | None = None
+    chunks: tuple[type[Struct], ...] = ()
     media: str = "application/json"
     parameters: tuple[dict[str, Any], ...] = ()
     errors: tuple[int, ...] = ()
@@ -32,7 +33,7 @@ class Operation:
 
 def document(operations: Sequence[Operation], version: str) -> dict[str, Any]:
     """The OpenAPI 3.1 document."""
-    kinds = {kind for o in operations for kind in (o.reply, o.body, o.chunk) if kind is not None} | {ErrorBody}
+    kinds = {kind for o in operations for kind in (o.reply, o.body, *o.chunks) if kind is not None} | {ErrorBody}
     ordered = sorted(kinds, key=lambda kind: kind.__name__)
     refs, components = msgspec.json.schema_components(ordered, ref_template="#/components/schemas/{name}")
     schemas = dict(zip(ordered, refs, strict=True))
@@ -55,8 +56,10 @@ def document(operations: Sequence[Operation], version: str) -> dict[str, Any]:
 
 def _operation(operation: Operation, schemas: dict[type[Struct], Any]) -> dict[str, Any]:
     content: dict[str, Any] = {operation.media: {"schema": schemas[operation.reply] if operation.reply else {}}}
-    if operation.chunk is not None:
-        content["text/event-stream"] = {"schema": {"type": "string"}, "x-event-data": schemas[operation.chunk]}
+    if operation.chunks:
+        kinds: tuple[type[Struct], ...] = (*operation.chunks, ErrorBody)
+        data = [schemas[kind] for kind in kinds]
+        content["text/event-stream"] = {"schema": {}, "x-event-data": {"anyOf": data}}
     responses: dict[str, Any] = {"200": {"description": "Done", "content": content}}
     for status in sorted({*operation.errors, *((401,) if operation.guarded else ())}):
         responses[str(status)] = {

@@ -77,6 +77,9 @@ class TextDoneEvent(Struct, frozen=True, kw_only=True):
     logprobs: list[Any] = []
 
 
+RESPONSE_EVENTS = (ResponseEvent, ItemEvent, PartEvent, DeltaEvent, TextDoneEvent)
+
+
 class ResponsesWriter:
     """`blank`: the reply as it stands before the first token."""
 

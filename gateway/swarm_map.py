@@ -61,7 +61,7 @@ class SwarmMap:
         async with trio.open_nursery() as nursery:
             for offer, node in zip(offers[:ASKED], nodes, strict=False):
                 nursery.start_soon(self._status, offer.at, node)
-        return {"nodes": nodes, "models": _models(offers), "join": _join(offers)}
+        return {"nodes": nodes, "models": _models(nodes), "join": _join(offers)}
 
     def _offered(self, offer: Offer) -> dict[str, Any]:
         return {
@@ -102,14 +102,15 @@ class SwarmMap:
             mine |= {"kv_free": theirs.kv_free, "sessions": theirs.sessions}
 
 
-def _models(offers: tuple[Offer, ...]) -> list[dict[str, Any]]:
-    """One entry a revision, with how many nodes hold each layer (standbys not counted)."""
+def _models(nodes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One entry a revision, with how many nodes hold each layer: no standbys, none that leave or are silent."""
     held: dict[tuple[str, str], list[int]] = {}
-    for offer in offers:
-        for service in offer.services:
-            replicas = held.setdefault((service.model, service.revision.hex()), [0] * service.layers)
-            for layer in range(service.start, min(service.end, len(replicas))):
-                replicas[layer] += not service.shadow and offer.state == "serving"
+    for node in nodes:
+        there = node["state"] == "serving" and "silent" not in node
+        for service in node["services"]:
+            replicas = held.setdefault((service["model"], service["revision"]), [0] * service["layers"])
+            for layer in range(service["start"], min(service["end"], len(replicas))):
+                replicas[layer] += there and not service["shadow"]
     return [
         {"model": model, "revision": revision, "replicas": replicas, "ready": all(replicas)}
         for (model, revision), replicas in sorted(held.items())

@@ -25,12 +25,11 @@ QUESTION = "Why is a group of cyclists riding in a line faster than one alone?"
 DESKTOP, PHONE = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
 
 
-def opened(browser: Browser, url: str, size: dict[str, int], scheme: str = "light", scale: float = 1.0) -> Page:
+def opened(browser: Browser, url: str, size: dict[str, int], scheme: str = "light") -> Page:
     """The page with the swarm in sight; complains of anything that the browser complains of."""
     page = browser.new_page(
         viewport={"width": size["width"], "height": size["height"]},
         color_scheme="dark" if scheme == "dark" else "light",
-        device_scale_factor=scale,
     )
     page.on("console", lambda message: print(f"console {message.type}: {message.text}"))
     page.on("pageerror", lambda error: print(f"page error: {error}"))
@@ -62,27 +61,28 @@ def until(page: Page, count: int) -> None:
 
 
 def main() -> None:
-    """All pictures. With --kill, ends that process in the middle of an answer."""
+    """All pictures. With --node, ends the process of the ring's second stage in the middle of an answer."""
     parser = argparse.ArgumentParser()
     parser.add_argument("url")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--kill", type=int)
+    parser.add_argument("--node", action="append", default=[], metavar="NAME=PID")
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
         page = opened(browser, given.url, DESKTOP)
-        page.screenshot(path=given.folder / "start.png")
         ask(page, QUESTION)
         until(page, 30)
-        if given.kill:
-            os.kill(given.kill, signal.SIGKILL)
+        pids = dict(each.split("=") for each in given.node)
+        if pids:
+            second = (page.locator("#ring").get_attribute("aria-label") or "").split(", then ")[1].split()[0]
+            os.kill(int(pids[second]), signal.SIGKILL)
             before = tokens(page)
             page.wait_for_selector("#failovers li", timeout=60_000)
             until(page, before + 20)
             print("failover:", page.locator("#failovers li").first.inner_text())
         page.screenshot(path=given.folder / "desktop.png")
-        phone = opened(browser, given.url, PHONE, scale=1.5)
+        phone = opened(browser, given.url, PHONE)
         ask(phone, "Write four lines about a train at night.", 80)
         until(phone, 20)
         phone.screenshot(path=given.folder / "phone-chat.png")
