@@ -28,13 +28,17 @@ class Call:
 
 @dataclass(slots=True)
 class ToolCallParser:
-    """`feed` every piece, `flush` at the end; both return what is certain: text and calls, in order."""
+    """`feed` every piece, `flush` at the end; both return what is certain: text and calls, in order. White space beside
+    a call is layout, not text.
+    """
 
     _inside: str | None = None
     """Text since `OPEN`; None outside a call."""
     _bare: str | None = ""
     """The whole answer, while it may still be one bare JSON object; None once it cannot be."""
     _outside: StopMatcher = field(default_factory=lambda: StopMatcher((OPEN,)))
+    _space: str = ""
+    """White space that text or a call may follow."""
     _called: bool = False
 
     def feed(self, text: str) -> list[str | Call]:
@@ -53,10 +57,12 @@ class ToolCallParser:
     def flush(self) -> list[str | Call]:
         """What was held back."""
         if self._bare:
-            call = _bare_call(self._bare)
-            return [call or self._bare]
-        held = self._outside.flush() if self._inside is None else OPEN + self._inside
-        return [held] if held and not (self._called and held.isspace()) else []
+            return [_bare_call(self._bare) or self._bare]
+        found: list[str | Call] = []
+        self._text(self._outside.flush() if self._inside is None else OPEN + self._inside, found)
+        if self._space and not self._called:
+            found.append(self._space)
+        return found
 
     def _feed_outside(self, text: str, found: list[str | Call]) -> str:
         whole = self._outside.flush() + text
@@ -65,8 +71,7 @@ class ToolCallParser:
             self._inside = ""
         else:
             before, _ = self._outside.feed(whole)
-        if before and not (before.isspace() and (opened or self._called)):
-            found.append(before)
+        self._text(before, found)
         return after
 
     def _feed_inside(self, text: str, found: list[str | Call]) -> str:
@@ -76,9 +81,20 @@ class ToolCallParser:
             return ""
         inner, after, self._inside = self._inside[:end], self._inside[end + len(CLOSE) :], None
         call = _call(inner, ("arguments", "parameters"))
-        self._called = self._called or call is not None
-        found.append(call or OPEN + inner + CLOSE)
+        if call is None:
+            self._text(OPEN + inner + CLOSE, found)
+        else:
+            self._called, self._space = True, ""
+            found.append(call)
         return after
+
+    def _text(self, text: str, found: list[str | Call]) -> None:
+        whole = self._space + text
+        certain = whole.rstrip()
+        self._space = whole[len(certain) :]
+        self._called = self._called and not certain
+        if certain:
+            found.append(certain)
 
 
 def _end(text: str) -> int:
