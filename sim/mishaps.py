@@ -120,9 +120,9 @@ def impostor(world: World) -> None:
     """Somebody's process was upgraded under a session: a frame in flight is of another revision."""
     for number, (at, serial, kind, what) in enumerate(world.heap):
         if kind == "message" and isinstance(what[2], Frame):
-            dst, src, message, payload, life = what
+            dst, src, message, payload, link = what
             fields = {name: getattr(message, name) for name in message.__struct_fields__} | {"revision_tag": b"else"}
-            world.heap[number] = (at, serial, kind, (dst, src, Frame(**fields), bytes(reversed(payload)), life))
+            world.heap[number] = (at, serial, kind, (dst, src, Frame(**fields), bytes(reversed(payload)), link))
             return
 
 

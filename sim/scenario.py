@@ -74,10 +74,11 @@ class Scenario:
 
     @property
     def lossless(self) -> bool:
-        """True where no message is lost but by a crash: then nothing may be left behind."""
+        """True where messages are lost only with the link they are on: then nothing may be left behind."""
         kinds = {mishap.kind for mishap in self.mishaps}
-        lost = kinds & {"crash"} and not self.weather.fifo
-        return self.weather.loss == 0 and not lost and not kinds & {"partition", "pause", "owner dies", "impostor"}
+        if self.weather.loss or kinds & {"partition", "pause", "owner dies", "impostor"}:
+            return False
+        return self.weather.fifo or not kinds & {"crash", "blink"}
 
 
 def draw(chance: Chance) -> Scenario:

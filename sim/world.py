@@ -67,6 +67,7 @@ class World:
         self._serial = 0
         self._last: dict[tuple[PeerId, PeerId], float] = {}
         self._lives: dict[PeerId, int] = {}
+        self._falls: dict[tuple[PeerId, PeerId], int] = {}
         self._ups: dict[frozenset[PeerId], int] = {}
         self._trace = trace
         self._host_type, self._owner_type = host_type, owner_type
@@ -114,7 +115,7 @@ class World:
         if self._trace:
             self.say(f"{src} → {dst}: {show(effect.message)}")
         if src == dst:
-            self.later(1e-6, "message", dst, src, effect.message, effect.payload, self._lives.get(dst, 0))
+            self.later(1e-6, "message", dst, src, effect.message, effect.payload, self._link(dst, src))
             return
         pair = (src, dst)
         if dst not in self.hosts and dst not in self.riders:
@@ -133,6 +134,10 @@ class World:
         if self.chance.yes(self.weather.copy):
             self._fly(pair, effect.message, effect.payload)
 
+    def _link(self, dst: PeerId, src: PeerId) -> tuple[int, int]:
+        """Which of the links that two processes have had, one after the other, this is."""
+        return self._lives.get(dst, 0), self._falls.get((dst, src), 0)
+
     def _fly(self, pair: tuple[PeerId, PeerId], message: SessionMessage, payload: Buffer) -> None:
         delay = self.weather.delay_s * (0.5 + self.chance.unit())
         if self.chance.yes(self.weather.spike):
@@ -140,7 +145,7 @@ class World:
         at = self.now + delay
         if self.weather.fifo:
             at = self._last[pair] = max(at, self._last.get(pair, 0.0) + 1e-6)
-        self.later(at - self.now, "message", pair[1], pair[0], message, payload, self._lives.get(pair[1], 0))
+        self.later(at - self.now, "message", pair[1], pair[0], message, payload, self._link(pair[1], pair[0]))
 
     # --- the run --------------------------------------------------------------------------------------------
 
@@ -187,10 +192,10 @@ class World:
     # --- events ---------------------------------------------------------------------------------------------
 
     def _on_message(
-        self, dst: PeerId, src: PeerId, message: SessionMessage, payload: Buffer, life: int
+        self, dst: PeerId, src: PeerId, message: SessionMessage, payload: Buffer, link: tuple[int, int]
     ) -> PeerId | None:
-        if self.scenario.weather.fifo and life != self._lives.get(dst, 0):
-            return None  # a real link ends with the process, and what was in flight on it
+        if self.scenario.weather.fifo and link != self._link(dst, src):
+            return None  # what was in flight on a real link ends with it
         return self._reach(dst, "message", src, message, payload)
 
     def _on_link_lost(self, dst: PeerId, src: PeerId, answer_to: int | None = None) -> PeerId | None:
@@ -199,6 +204,7 @@ class World:
         if (dst, src) in self.down or dst in self.dead or answer_to not in (None, ups):
             return None
         self.down.add((dst, src))
+        self._falls[dst, src] = self._falls.get((dst, src), 0) + 1
         if answer_to is None and self.reachable(dst, src):
             self.later(self.chance.between(0.0, 1.0), "link lost", src, dst, ups)
         return self._reach(dst, "link_lost", src)
