@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -13,6 +14,10 @@ from paceline.cli.console import console, progress
 if TYPE_CHECKING:
     from paceline.node.daemon import DaemonConfig
     from paceline.node.node import Node
+    from paceline.store.store import default_root
+
+_FULL = "PACELINE_FULL_IMPORTS"
+"""Environment variable: set to anything, a node leaves no module out."""
 
 
 def node(
@@ -36,8 +41,12 @@ def node(
     dtype: Annotated[str, typer.Option(help="Numbers to compute in: f32, bf16 or f16.")] = "f32",
     threads: Annotated[int, typer.Option(help="CPU threads for the model; 0: all cores.")] = 0,
     kv_positions: Annotated[int, typer.Option(help="Room for KV, in positions.")] = 65_536,
+    shadow: Annotated[
+        bool, typer.Option(help="Also stand by for others who hold this span: their failure then costs a blink.")
+    ] = False,
     ready_file: Annotated[Path | None, typer.Option(hidden=True)] = None,
     until_stdin_closes: Annotated[bool, typer.Option(hidden=True)] = False,
+    crash_on_usr1: Annotated[bool, typer.Option(hidden=True)] = False,
 ) -> None:
     """Serve a span of a model from this machine until Ctrl-C.
 
@@ -52,7 +61,8 @@ def node(
     """
     # Waiting OpenMP threads must sleep: where they spin, a busy machine decodes twenty times slower (docs/LOG.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from paceline.client.connect import home_folder
+    if device == "cpu":
+        _import_lean()
     from paceline.engine.loading import LoadConfig
     from paceline.net.host import NetConfig
     from paceline.node.config import NodeConfig
@@ -61,7 +71,7 @@ def node(
 
     if dtype not in ("f32", "bf16", "f16"):
         raise InvalidRequest(f"dtype {dtype!r}", cure="choose f32, bf16 or f16")
-    root = home_folder(home)
+    root = home or default_root().parent
     _serve(
         DaemonConfig(
             home=root,
@@ -72,6 +82,8 @@ def node(
             node=NodeConfig(agent=f"paceline/{name}"),
             ready_file=ready_file,
             until_stdin_closes=until_stdin_closes,
+            shadow=shadow,
+            crash_on_usr1=crash_on_usr1,
         )
     )
 
@@ -79,11 +91,42 @@ def node(
 def _serve(config: DaemonConfig) -> None:
     import trio
 
+    from paceline.node import placeholders
     from paceline.node.daemon import serve
 
-    with progress() as report:
-        trio.run(serve, config, report, _say_ready)
+    served: list[Node] = []
+
+    def ready(node: Node) -> None:
+        served.append(node)
+        _say_ready(node)
+
+    try:
+        with progress() as report:
+            trio.run(serve, config, report, ready)
+    except (ExceptionGroup, *placeholders.SYMPTOMS) as error:
+        if served or not placeholders.suspected(error):
+            raise
+        _start_over(error)
     console.print("left the swarm")
+
+
+def _import_lean() -> None:
+    """Leave out what a span never runs: 250 MB, and half of the start-up time."""
+    from paceline.engine import lean_imports as engine_rows
+    from paceline.engine import memory
+    from paceline.net import lean_imports as net_rows
+    from paceline.node import placeholders
+
+    memory.few_arenas()
+    if _FULL not in os.environ:
+        placeholders.install((*engine_rows.ROWS, *net_rows.ROWS), engine_rows.HIDDEN)
+
+
+def _start_over(error: Exception) -> NoReturn:
+    """A library that wants what was left out shows it while the span loads: begin again with everything."""
+    console.print(f"starting over with full imports: {error!r}", soft_wrap=True)
+    os.environ[_FULL] = "1"
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _say_ready(node: Node) -> None:

@@ -7,6 +7,7 @@ parameters are bound to the mapped blocks. What lies outside the layers is engin
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,16 +92,26 @@ def configuration(manifest: Manifest) -> Any:
 
 
 def _skeleton(config: Any, dtype: torch.dtype) -> Any:
-    from transformers import AutoModelForCausalLM
+    from transformers import initialization
 
     attention.register()
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.NAME)
+    with torch.device("meta"), initialization.no_init_weights():
+        model = _model_class(config)._from_config(config, dtype=dtype, attn_implementation=attention.NAME)
     for path in ("model.embed_tokens", "model.layers", "model.norm", "model.rotary_emb", "lm_head"):
         holder, _, name = path.rpartition(".")
         if not hasattr(model.get_submodule(holder), name):
             raise UnsupportedModel(f"{type(model).__name__} has no {path}")
     return model.eval().requires_grad_(False)
+
+
+def _model_class(config: Any) -> Any:
+    """The family's own causal language model. Found beside its configuration: transformers' table of all model classes
+    would bring in text generation, which a span never does."""
+    module = importlib.import_module(type(config).__module__.replace(".configuration_", ".modeling_"))
+    for name, found in vars(module).items():
+        if name.endswith("ForCausalLM") and found.config_class is type(config):
+            return found
+    raise UnsupportedModel(f"{module.__name__} has no causal language model")
 
 
 class _Filler:

@@ -55,6 +55,7 @@ def load_service(store: Store, config: LoadConfig, report: Report) -> Loaded:
     span = resolve_span(manifest, config.span)
     report("load", 0, 0)
     from paceline.engine.measure import measure, tune_threads
+    from paceline.engine.memory import settle
     from paceline.engine.torch_shard import TorchShard
 
     shard = TorchShard.load(
@@ -68,7 +69,9 @@ def load_service(store: Store, config: LoadConfig, report: Report) -> Loaded:
     )
     report("measure", 0, 0)
     tune_threads(shard)
-    return Loaded(manifest.name, manifest.revision, shard, measure(shard))
+    measured = measure(shard)
+    settle()
+    return Loaded(manifest.name, manifest.revision, shard, measured)
 
 
 def resolve_span(manifest: Manifest, text: str) -> Span:

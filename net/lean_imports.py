@@ -1,0 +1,31 @@
+"""What a node leaves out of libp2p (see node.placeholders), with the reason for each row. Data only.
+
+The host speaks Noise and yamux over TCP, and keeps its peers in memory; libp2p imports every other way as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def _no(*_: Any, **__: Any) -> bool:
+    return False
+
+
+ROWS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
+    ("libp2p.transport.quic", "TCP only; brings aioquic and OpenSSL", {}),
+    ("libp2p.transport.quic.utils", "same; asked of every address", {"is_quic_multiaddr": _no}),
+    ("libp2p.transport.websocket", "TCP only", {}),
+    ("libp2p.transport.webrtc", "TCP only", {}),
+    ("libp2p.transport.webtransport", "TCP only", {}),
+    ("libp2p.security.tls", "Noise only; brings certificates' issuing, httpx and requests", {}),
+    ("libp2p.security.secio", "Noise only", {}),
+    ("libp2p.discovery.mdns", "nodes meet in the directory; brings zeroconf", {}),
+    ("libp2p.discovery.upnp", "ports are forwarded by the owner (`--announce`)", {}),
+    ("libp2p.discovery.bootstrap", "nodes meet in the directory", {}),
+    ("libp2p.discovery.rendezvous", "nodes meet in the directory", {}),
+    ("libp2p.peer.persistent", "addresses live in signed offers; brings sqlite", {}),
+    ("httpx", "dnspython asks over HTTPS where it is told to; names are asked over UDP", {}),
+    ("httpcore", "same", {}),
+)
