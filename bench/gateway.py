@@ -75,9 +75,12 @@ async def by_gateway(port: int, model: str, tokens: int, times: Times) -> None:
         arrivals: list[tuple[int, float]] = []
         await stream.send_all(head.encode() + b"Content-Type: application/json\r\n\r\n" + data)
         while b"[DONE]" not in seen:
-            seen = await stream.receive_some(65536)
+            part = await stream.receive_some(65536)
             now = time.perf_counter()
-            arrivals += [(int(mark), now) for mark in EVENT_ID.findall(seen)]
+            if not part or b"HTTP/1.1 4" in part or b"HTTP/1.1 5" in part:
+                raise SystemExit(f"no answer: {(seen + part).decode()}")
+            arrivals += [(int(mark), now) for mark in EVENT_ID.findall(part)]
+            seen = seen[-8:] + part
         times.add(began, arrivals, time.process_time() - cpu)
 
 
