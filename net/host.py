@@ -31,6 +31,7 @@ from paceline.net import hardening
 from paceline.net.dialing import AddressBook, Attempt, first_of, format_tcp, parse_tcp, reachable_hosts
 from paceline.net.direct import DirectChannel, DirectListener, Handshake
 from paceline.net.identity import Identity
+from paceline.net.sky import StreamGate
 from paceline.net.streams import LINK_PROTOCOL, HostStream, StreamChannel
 from paceline.net.transport import Channel, ChannelHandler
 from paceline.net.unwrapping import single_errors
@@ -86,6 +87,8 @@ class Libp2pTransport:
         self._book = AddressBook(trio.current_time)
         self._nursery: trio.Nursery | None = None
         self._channels: dict[DirectChannel | StreamChannel, None] = {}
+        self.gate: StreamGate | None = None
+        """Makes streams wait, but those that are channels: the link conditioner has its own way with channels."""
 
     @property
     def address(self) -> PeerAddress:
@@ -203,7 +206,8 @@ class Libp2pTransport:
                 await stream.reset()
                 return
             over = trio.Event()
-            self._nursery.start_soon(self._run_stream, handler, HostStream(stream), over)
+            gate = self._gate_for(protocol)
+            self._nursery.start_soon(self._run_stream, handler, HostStream(stream, gate), over)
             await over.wait()
 
         self.host.set_stream_handler(TProtocol(protocol), on_stream)
@@ -267,12 +271,18 @@ class Libp2pTransport:
 
     async def open_stream(self, to: PeerAddress, protocol: str, *, timeout_s: float) -> HostStream:
         """A new libp2p stream, over a connection that is dialled where there is none. Raises PeerUnavailable."""
+        gate = self._gate_for(protocol)
         with _deadline(timeout_s, to.peer):
+            if gate is not None:
+                await gate.dialled(PeerId(to.peer))
             await self.connect_host(to, timeout_s=timeout_s)
             try:
-                return HostStream(await self.host.new_stream(ID.from_string(to.peer), [TProtocol(protocol)]))
+                return HostStream(await self.host.new_stream(ID.from_string(to.peer), [TProtocol(protocol)]), gate)
             except Exception as error:
                 raise hardening.translated(error, to.peer) from error
+
+    def _gate_for(self, protocol: str) -> StreamGate | None:
+        return None if protocol == LINK_PROTOCOL else self.gate
 
     async def connect_host(self, to: PeerAddress, *, timeout_s: float) -> None:
         """Make sure that the libp2p hosts are connected; every control address is tried. Raises PeerUnavailable."""

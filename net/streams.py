@@ -12,6 +12,7 @@ import trio
 
 from paceline.net.framing import Received, Unpacker, pack
 from paceline.net.hardening import translated
+from paceline.net.sky import StreamGate
 from paceline.net.transport import ChannelKind
 from paceline.wire.errors import PeerUnavailable, ProtocolViolation
 from paceline.wire.ids import PeerId
@@ -28,19 +29,24 @@ T = TypeVar("T")
 class HostStream:
     """A stream to an authenticated peer. Everything raises PeerUnavailable or ProtocolViolation."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Any, gate: StreamGate | None = None) -> None:
         self.peer = PeerId(str(stream.muxed_conn.peer_id))
         self._stream = stream
+        self._gate = gate
 
     async def read(self, n: int) -> bytes:
         """1 to n bytes; raises PeerUnavailable at the end of the stream."""
         data: bytes = await self._call(self._stream.read, n)
+        if self._gate is not None:
+            await self._gate.passable(self.peer)
         if not data:
             raise PeerUnavailable("the stream has ended", peer=self.peer)
         return data
 
     async def write(self, data: bytes) -> None:
         """One write. After a cancel the stream must be reset: a part may have been sent."""
+        if self._gate is not None:
+            await self._gate.sent(self.peer, len(data))
         await self._call(self._stream.write, data)
 
     async def reset(self) -> None:

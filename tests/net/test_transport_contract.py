@@ -1,4 +1,4 @@
-"""What every transport promises: in memory, over the direct data channel, and over the stream fallback."""
+"""What every transport promises: in memory, over the direct data channel, over the stream fallback, and conditioned."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 import trio
 
+from paceline.net.conditioner import ConditionedTransport
 from paceline.net.host import Libp2pTransport, NetConfig
 from paceline.net.identity import Identity
 from paceline.net.links import Links
 from paceline.net.memory import MemoryNetwork
+from paceline.net.profiles import ANY, LinkProfile, LinkRow
 from paceline.net.transport import Channel, Transport
 from paceline.wire import limits
 from paceline.wire.errors import DeadlineExceeded, PeerUnavailable
 from paceline.wire.messages import BlockPiece, PeerAddress, StatusRequest
 
-KINDS = ("memory", "direct", "stream")
+CONDITIONED = "conditioned "
+KINDS = ("memory", "direct", "stream", CONDITIONED + "memory", CONDITIONED + "direct", CONDITIONED + "stream")
+WEATHER = LinkProfile((LinkRow(ANY, ANY, {"latency_s": 0.002, "jitter_s": 0.002, "bandwidth_bytes_s": 1e8}),))
 
 Make = Callable[..., Transport]
 
@@ -32,11 +36,15 @@ def kind(request: pytest.FixtureRequest) -> str:
 def make(kind: str) -> Make:
     network = MemoryNetwork()
 
-    def build(*, listens: bool = True) -> Transport:
+    def plain(listens: bool) -> Transport:
         identity = Identity.ephemeral()
-        if kind == "memory":
+        if kind.endswith("memory"):
             return network.transport(identity.peer, listens=listens)
-        return Libp2pTransport(identity, NetConfig(listens=listens, data=kind == "direct"))
+        return Libp2pTransport(identity, NetConfig(listens=listens, data=kind.endswith("direct")))
+
+    def build(*, listens: bool = True) -> Transport:
+        transport = plain(listens)
+        return ConditionedTransport(transport, WEATHER) if kind.startswith(CONDITIONED) else transport
 
     return build
 
@@ -71,7 +79,11 @@ async def test_whole_messages_in_order_both_ways(make: Make, kind: str) -> None:
     sent = [os.urandom(size) for size in (0, 1, 3, 4, 5, 8192, 65_515, 65_519, 65_520, 300_000, 2_000_000)]
     async with running((server, echo), (client, ignore)):
         channel = await client.dial(server.address, timeout_s=10)
-        assert (channel.peer, channel.kind, channel.dialer) == (server.address.peer, kind, True)
+        assert (channel.peer, channel.kind, channel.dialer) == (
+            server.address.peer,
+            kind.removeprefix(CONDITIONED),
+            True,
+        )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(channel.send, sent[:5])
             got = await gather(channel, 5)
