@@ -39,7 +39,7 @@ class GenerateOptions:
     shadows: bool = True
     trusted: frozenset[str] | None = None
     numerics: str | None = None
-    chunk: int = 512
+    chunk: int = 256
     timeout_s: float = 15.0
 
     def stops(self) -> tuple[str, ...]:

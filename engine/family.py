@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from paceline.engine import attention, ends, linear
 from paceline.engine.blocks import DTYPES, read_tensors
@@ -95,13 +96,24 @@ def _skeleton(config: Any, dtype: torch.dtype) -> Any:
     from transformers import initialization
 
     attention.register()
-    with torch.device("meta"), initialization.no_init_weights():
+    with torch.device("meta"), _RangesOnHost(), initialization.no_init_weights():
         model = _model_class(config)._from_config(config, dtype=dtype, attn_implementation=attention.NAME)
     for path in ("model.embed_tokens", "model.layers", "model.norm", "model.rotary_emb", "lm_head"):
         holder, _, name = path.rpartition(".")
         if not hasattr(model.get_submodule(holder), name):
             raise UnsupportedModel(f"{type(model).__name__} has no {path}")
     return model.eval().requires_grad_(False)
+
+
+class _RangesOnHost(TorchFunctionMode):
+    """Where tensors are made on the meta device, ranges are real: what a rotary embedding computes from one needs more
+    operations than the meta device has in a node (engine.lean_imports)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.arange and kwargs.get("device") is None:
+            kwargs["device"] = "cpu"
+        return func(*args, **kwargs)
 
 
 def _model_class(config: Any) -> Any:

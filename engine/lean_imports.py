@@ -28,9 +28,7 @@ class _Alone:
 
 
 _TRUTH: Mapping[str, Callable[[Any], bool]] = {"expect_true": bool, "guard_or_false": bool, "guard_or_true": bool}
-_COMPILER = {name: _as_it_is for name in ("allow_in_graph", "assume_constant_result", "disable")} | {
-    "is_compiling": _no
-}
+_COMPILER = dict.fromkeys(("allow_in_graph", "assume_constant_result", "disable"), _as_it_is) | {"is_compiling": _no}
 
 ROWS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     # --- torch
@@ -40,6 +38,7 @@ ROWS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     ("torch._decomp", "for compilers", {}),
     ("torch._refs", "for compilers", {}),
     ("torch._prims", "for compilers", {}),
+    ("torch.ao", "quantisation of whole models, by torch", {}),
     ("torch.onnx", "export", {}),
     ("torch.fx.experimental.symbolic_shapes", "sizes are numbers here; brings sympy", _TRUTH),
     ("torch.distributed.tensor", "tensors spread over devices by torch; brings sympy", {}),
@@ -73,6 +72,8 @@ ROWS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     ("transformers.integrations.deepgemm", "GPU kernels", {}),
     ("transformers.integrations.sonicmoe", "GPU kernels", {}),
     # --- huggingface_hub
+    ("httpx2", "nothing is fetched from a hub", {}),
+    ("httpcore2", "same", {}),
     ("huggingface_hub.hf_api", "nothing is fetched from a hub", {}),
     ("huggingface_hub.file_download", "nothing is fetched from a hub", {}),
     ("huggingface_hub._snapshot_download", "nothing is fetched from a hub", {}),

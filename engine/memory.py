@@ -1,4 +1,4 @@
-"""Giving back what start-up took: for a process that now serves for weeks. Knows Linux and glibc, does nothing elsewhere.
+"""Giving back what start-up took: for a process that will serve for weeks. Knows Linux and glibc, else does nothing.
 
 Three things stay resident after a span is loaded though nothing needs them: arenas that glibc keeps, cycles that the
 imports left, and pages of the libraries' code that ran once (torch registers some ten thousand operators by code).
@@ -17,7 +17,7 @@ _M_ARENA_MAX = -8
 _M_MMAP_THRESHOLD = -3
 _M_TRIM_THRESHOLD = -1
 _MIB = 1024 * 1024
-_ARENAS = 2
+_ARENAS = 1
 """Of glibc, for the threads that allocate at once: the event loop's and the engine's."""
 _LIBRARIES = re.compile(r"/lib[^/]*\.so[^/]*$|\.so$")
 _MAPS = Path("/proc/self/maps")
@@ -50,7 +50,7 @@ def settle() -> None:
 
 
 def _code() -> Iterator[tuple[int, int]]:
-    """Start and size of each mapping of a library's code. Code has no pages of this process's own: it is never written."""
+    """Start and size of each mapping of a library's code: never written, so no page is this process's own."""
     for line in _MAPS.read_text().splitlines():
         fields = line.split(maxsplit=5)
         if len(fields) == 6 and fields[1] == "r-xp" and _LIBRARIES.search(fields[5]):

@@ -26,6 +26,9 @@ ROWS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     ("libp2p.discovery.bootstrap", "nodes meet in the directory", {}),
     ("libp2p.discovery.rendezvous", "nodes meet in the directory", {}),
     ("libp2p.peer.persistent", "addresses live in signed offers; brings sqlite", {}),
+    ("aioquic", "TCP only", {}),
+    ("coincurve", "keys of another kind than ours; fetched when a peer has one", {}),
+    ("prometheus_client", "a node tells its figures in its status", {}),
     ("httpx", "dnspython asks over HTTPS where it is told to; names are asked over UDP", {}),
     ("httpcore", "same", {}),
 )

@@ -1,7 +1,7 @@
 """The daemon: builds a real node from its settings, and runs it until it is told to leave.
 
-The composition root of a node process. Everything is built here, once, in order: identity, store, shard (on the engine's
-thread, measured there), transport, directory, node.
+The composition root of a node process. Everything is built here, once, in order: identity, store, shard (on the
+engine's thread, measured there), transport, directory, node.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import trio
 
 from paceline.dht.kademlia import DirectoryConfig, KademliaDirectory
 from paceline.engine.loading import LoadConfig, load_service
+from paceline.engine.memory import settle
+from paceline.net.conditioner import conditioned
 from paceline.net.host import Libp2pTransport, NetConfig
 from paceline.net.identity import Identity
 from paceline.node.blocks import StoreBlocks
@@ -47,6 +49,12 @@ class DaemonConfig:
     node: NodeConfig = field(default_factory=NodeConfig)
     ready_file: Path | None = None
     until_stdin_closes: bool = False
+    crash_on_usr1: bool = False
+    """For benchmarks of churn: SIGUSR1 loses every session, journal and connection, the weights stay loaded."""
+    shadow: bool = False
+    """Offer spare capacity as a standby of the same span."""
+    link_profile: str | None = None
+    """A link profile's name or file, for `net.conditioner`; None: the network as it is."""
 
 
 async def serve(config: DaemonConfig, report: Report, ready: Callable[[Node], None] = lambda node: None) -> None:
@@ -60,10 +68,12 @@ async def serve(config: DaemonConfig, report: Report, ready: Callable[[Node], No
         if config.until_stdin_closes:
             nursery.start_soon(_watch_stdin, leaving)
         loaded = await engine.run(load_service, store, config.load, report)
-        service = LoadedService(loaded.model, loaded.revision, loaded.shard, loaded.measured)
+        service = LoadedService(loaded.model, loaded.revision, loaded.shard, loaded.measured, config.shadow)
         node = _build(config, identity, store, engine, [service])
         nursery.start_soon(_announce_ready, config, node, ready)
         nursery.start_soon(_leave_when, leaving, node)
+        if config.crash_on_usr1:
+            nursery.start_soon(_watch_crashes, node)
         await node.run()
         nursery.cancel_scope.cancel()
 
@@ -88,7 +98,7 @@ def _build(
         }
 
     return Node(
-        transport,
+        conditioned(transport, config.link_profile),
         directory,
         services,
         config.node,
@@ -96,6 +106,7 @@ def _build(
         details=details,
         unix_time=time.time,
         engine=engine,
+        on_rest=settle,
     )
 
 
@@ -131,6 +142,12 @@ async def _watch_signals(leaving: trio.Event, scope: trio.CancelScope) -> None:
             if leaving.is_set():
                 scope.cancel()
             leaving.set()
+
+
+async def _watch_crashes(node: Node) -> None:
+    with trio.open_signal_receiver(signal.SIGUSR1) as signals:
+        async for _ in signals:
+            node.forget()
 
 
 async def _watch_stdin(leaving: trio.Event) -> None:

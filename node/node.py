@@ -45,6 +45,7 @@ class Node:
         unix_time: Callable[[], float],
         links: LinksConfig | None = None,
         engine: Engine | None = None,
+        on_rest: Callable[[], None] = lambda: None,
     ) -> None:
         self.config = config or NodeConfig()
         self.directory = directory
@@ -53,7 +54,11 @@ class Node:
         self.engine = engine or EngineThread()
         self.table = SessionTable(self.me, services, self._send, self.config.journal_bytes)
         self.loop = StageLoop(
-            self.table, self.engine, most_positions=self.config.most_positions, orphan_s=self.config.orphan_s
+            self.table,
+            self.engine,
+            most_positions=self.config.most_positions,
+            orphan_s=self.config.orphan_s,
+            on_rest=on_rest,
         )
         self.offering = Offering(self, unix_time)
         self._blocks = blocks or NoBlocks()

@@ -21,6 +21,9 @@ from paceline.wire.errors import InternalError
 from paceline.wire.ids import PeerId
 from paceline.wire.messages import NextToken, SessionMessage
 
+REST_AFTER_S = 0.5
+"""How long a node without sessions waits before it tidies up."""
+
 
 @dataclass(slots=True)
 class StepStatistics:
@@ -33,7 +36,9 @@ class StepStatistics:
 
 
 class StageLoop:
-    """See the module's docstring. `orphan_s`: how long a session outlives its owner's link."""
+    """See the module's docstring. `orphan_s`: how long a session outlives its owner's link. `on_rest` runs on the
+    engine's thread when the last session has ended and none has come for a moment: to give back memory.
+    """
 
     def __init__(
         self,
@@ -42,11 +47,14 @@ class StageLoop:
         *,
         most_positions: int = 512,
         orphan_s: float = 10.0,
+        on_rest: Callable[[], None] = lambda: None,
     ) -> None:
         self.table = table
         self.statistics = StepStatistics()
         self.gathering = Gathering()
         self._engine = engine
+        self._on_rest = on_rest
+        self._tired = False
         self._most_positions = most_positions
         self._orphan_s = orphan_s
         self._inbox: deque[Callable[[], None]] = deque()
@@ -93,20 +101,26 @@ class StageLoop:
             if batch is not None:
                 await self._step(batch)
                 continue
+            if self._tired and not len(self.table) and not await self._wait(REST_AFTER_S):
+                self._tired = False
+                await self._engine.run(self._on_rest)
+                continue
             await self._wait(self._orphan_s / 4)
 
-    async def _wait(self, seconds: float) -> None:
-        """Until something arrives, or `seconds` have passed."""
+    async def _wait(self, seconds: float) -> bool:
+        """Until something arrives, or `seconds` have passed; whether something has."""
         if not self._inbox:
             self._bell = trio.Event()
             with trio.move_on_after(seconds):
                 await self._bell.wait()
+        return bool(self._inbox)
 
     async def _step(self, batch: Batch) -> None:
         began = trio.current_time()
         outputs = await self._engine.run(batch.service.shard.step, batch.works)
         if len(outputs) != len(batch.works):
             raise InternalError(f"the shard answered {len(outputs)} of {len(batch.works)} works")
+        self._tired = True
         self.statistics.steps += 1
         self.statistics.works += len(batch.works)
         self.statistics.positions += sum(work.n for work in batch.works)

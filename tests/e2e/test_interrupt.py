@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment leaves no process and no traceback: of `up`, `node` and an answer, early, in the middle and late.
+"""Ctrl-C at any moment leaves no process and no traceback: of `up`, `node` and an answer, early, in the middle, late.
 
 The first tenth of a second, while the interpreter itself starts, is CPython's: no line of ours has run by then.
 """
