@@ -44,6 +44,14 @@ def node(
     shadow: Annotated[
         bool, typer.Option(help="Also stand by for others who hold this span: their failure then costs a blink.")
     ] = False,
+    link_profile: Annotated[
+        str | None,
+        typer.Option(
+            help="Make links slower or cut them: lan, city, continent, world, home-uplink, or a file "
+            "(docs/link-profiles.md).",
+            envvar="PACELINE_LINK_PROFILE",
+        ),
+    ] = None,
     ready_file: Annotated[Path | None, typer.Option(hidden=True)] = None,
     until_stdin_closes: Annotated[bool, typer.Option(hidden=True)] = False,
     crash_on_usr1: Annotated[bool, typer.Option(hidden=True)] = False,
@@ -83,6 +91,7 @@ def node(
             ready_file=ready_file,
             until_stdin_closes=until_stdin_closes,
             shadow=shadow,
+            link_profile=link_profile,
             crash_on_usr1=crash_on_usr1,
         )
     )

@@ -15,6 +15,7 @@ from paceline.client.core import ClientCore, unix_time
 from paceline.client.swarm import Swarm
 from paceline.consistency.owner import OwnerLimits
 from paceline.dht.kademlia import DirectoryConfig, KademliaDirectory
+from paceline.net.conditioner import conditioned
 from paceline.net.host import Libp2pTransport, NetConfig
 from paceline.net.identity import Identity
 from paceline.store.store import Store
@@ -27,11 +28,14 @@ LOCAL_SWARM_FILE = "local-swarm.json"
 class ClientConfig:
     """`bootstrap`: multiaddrs of any members, each with ``/p2p/<peer id>``; empty: ``PACELINE_SWARM`` (separated by
     commas), else the local swarm that `paceline up` runs on this machine. `home`: where the store lies.
+    `link_profile`: a link profile's name or file (`net.conditioner`); None: ``PACELINE_LINK_PROFILE``, else the network
+    as it is.
     """
 
     bootstrap: tuple[str, ...] = ()
     home: Path | None = None
     owner: OwnerLimits = field(default_factory=OwnerLimits)
+    link_profile: str | None = None
 
 
 def home_folder(home: Path | None = None) -> Path:
@@ -63,7 +67,8 @@ async def connect(config: ClientConfig | None = None) -> AsyncIterator[ClientCor
     identity = Identity.ephemeral()
     transport = Libp2pTransport(identity, NetConfig(listens=False))
     directory = KademliaDirectory(transport, identity, DirectoryConfig(bootstrap=bootstrap))
-    swarm = Swarm(transport, directory, unix_time=unix_time)
+    profile = config.link_profile if config.link_profile is not None else os.environ.get("PACELINE_LINK_PROFILE")
+    swarm = Swarm(conditioned(transport, profile), directory, unix_time=unix_time)
     core = ClientCore(swarm, Store(home_folder(config.home) / "store"), config.owner)
     async with core.run():
         yield core
