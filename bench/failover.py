@@ -148,7 +148,8 @@ def judge(how: str, role: str, runs: Sequence[Run], bars: Bars) -> None:
     equal = sum(run.equal for run in runs)
     shown = (
         f"stall median {median(stalls) * 1e3:.0f} ms, most {max(stalls) * 1e3:.0f} ms; "
-        f"tokens equal {equal}/{len(runs)}; survivors recomputed at most {max(run.recomputed for run in runs)} positions; "
+        f"tokens equal {equal}/{len(runs)}; "
+        f"survivors recomputed at most {max(run.recomputed for run in runs)} positions; "
         f"repaired by {', '.join(sorted({run.tier for run in runs}))}"
     )
     bars.check(f"{how:13s} {role:6s}", equal == len(runs) and figure <= STALL_BARS_S[how], shown)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -14,7 +14,6 @@ from paceline.cli.console import console, progress
 if TYPE_CHECKING:
     from paceline.node.daemon import DaemonConfig
     from paceline.node.node import Node
-    from paceline.store.store import default_root
 
 _FULL = "PACELINE_FULL_IMPORTS"
 """Environment variable: set to anything, a node leaves no module out."""
@@ -67,33 +66,40 @@ def node(
 
       paceline node --span 1/3 --swarm /ip4/…/tcp/…/p2p/…  # join one with a third of the layers
     """
+    _serve(_config(locals()))
+
+
+def _config(given: dict[str, Any]) -> DaemonConfig:
+    """The options of `node`, resolved. Imports come here, once it is settled what is left out of this process."""
     # Waiting OpenMP threads must sleep: where they spin, a busy machine decodes twenty times slower (docs/LOG.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if device == "cpu":
+    if given["device"] == "cpu":
         _import_lean()
     from paceline.engine.loading import LoadConfig
     from paceline.net.host import NetConfig
     from paceline.node.config import NodeConfig
     from paceline.node.daemon import DaemonConfig
+    from paceline.store.store import default_root
     from paceline.wire.errors import InvalidRequest
 
-    if dtype not in ("f32", "bf16", "f16"):
-        raise InvalidRequest(f"dtype {dtype!r}", cure="choose f32, bf16 or f16")
-    root = home or default_root().parent
-    _serve(
-        DaemonConfig(
-            home=root,
-            identity=root / "identities" / name,
-            load=LoadConfig(model, span, device, dtype, threads, kv_positions),  # type: ignore[arg-type]
-            bootstrap=tuple(swarm or ()),
-            net=NetConfig(listen_host=listen, control_port=port, data_port=data_port, announce=tuple(announce or ())),
-            node=NodeConfig(agent=f"paceline/{name}"),
-            ready_file=ready_file,
-            until_stdin_closes=until_stdin_closes,
-            shadow=shadow,
-            link_profile=link_profile,
-            crash_on_usr1=crash_on_usr1,
-        )
+    if given["dtype"] not in ("f32", "bf16", "f16"):
+        raise InvalidRequest(f"dtype {given['dtype']!r}", cure="choose f32, bf16 or f16")
+    home = given["home"] or default_root().parent
+    same = ("ready_file", "until_stdin_closes", "shadow", "link_profile", "crash_on_usr1")
+    loading = ("model", "span", "device", "dtype", "threads", "kv_positions")
+    return DaemonConfig(
+        home=home,
+        identity=home / "identities" / given["name"],
+        load=LoadConfig(**{name: given[name] for name in loading}),
+        bootstrap=tuple(given["swarm"] or ()),
+        net=NetConfig(
+            listen_host=given["listen"],
+            control_port=given["port"],
+            data_port=given["data_port"],
+            announce=tuple(given["announce"] or ()),
+        ),
+        node=NodeConfig(agent=f"paceline/{given['name']}"),
+        **{name: given[name] for name in same},
     )
 
 

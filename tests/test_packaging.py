@@ -47,7 +47,7 @@ def test_the_wheel_says_what_it_is(built: Path) -> None:
     needs = [line for line in metadata.splitlines() if line.startswith("Requires-Dist:")]
     assert any("torch" in line and "extra == " in line for line in needs)
     assert not [line for line in needs if "torch" in line and "extra == " not in line]
-    assert b"paceline = paceline.cli.main:main" in zipfile.ZipFile(wheel).read(files["entry_points.txt"])
+    assert b"paceline = paceline.cli.__main__:main" in zipfile.ZipFile(wheel).read(files["entry_points.txt"])
 
 
 def test_the_sdist_can_be_worked_on(built: Path) -> None:
