@@ -30,6 +30,7 @@ def up(
     home: Annotated[Path | None, typer.Option(help="Where models and identities lie.", envvar="PACELINE_HOME")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads of each node; 0: all cores.")] = 0,
     dtype: Annotated[str, typer.Option(help="Numbers to compute in: f32, bf16 or f16.")] = "f32",
+    port: Annotated[int, typer.Option(help="Port of the web page and API; 0: any free one.", min=0)] = 8080,
     demo: Annotated[bool, typer.Option("--demo", help="Stream one answer, say who did what, and stop.")] = False,
     prompt: Annotated[str, typer.Option(help="What the demo asks.")] = DEMO_PROMPT,
 ) -> None:
@@ -38,6 +39,7 @@ def up(
     Other terminals find it by themselves: try `paceline chat`, `paceline status`.
     """
     from paceline.cli.local_swarm import local_swarm
+    from paceline.cli.page import gateway_page, opened
     from paceline.client.connect import LOCAL_SWARM_FILE, home_folder
     from paceline.engine import default_model
     from paceline.store.store import Store
@@ -58,21 +60,25 @@ def up(
         ) as swarm:
             swarm_file.write_text(json.dumps({"bootstrap": swarm.bootstrap}))
             try:
-                if demo:
-                    _demo(swarm.bootstrap, {node.peer: node.name for node in swarm.nodes}, prompt, root)
-                else:
-                    _show(swarm.nodes)
-                    threading.Event().wait()
+                with gateway_page(swarm.bootstrap, root, 0 if demo else port) as url:
+                    if demo:
+                        _demo(swarm.bootstrap, {node.peer: node.name for node in swarm.nodes}, prompt, root)
+                        status, size = opened(url)
+                        console.print(f"web page {url} opens: HTTP {status}, {size} bytes", soft_wrap=True)
+                    else:
+                        _show(swarm.nodes, url)
+                        threading.Event().wait()
             finally:
                 console.print("stopping …")
                 swarm_file.unlink(missing_ok=True)
 
 
-def _show(nodes: Sequence[NodeProcess]) -> None:
+def _show(nodes: Sequence[NodeProcess], url: str) -> None:
     table = Table("node", "part", "peer", "joins at", title="swarm is up", title_style="bold green")
     for node in nodes:
         table.add_row(node.name, node.span, node.peer, ", ".join(node.bootstrap))
     console.print(table)
+    console.print(f"web page: [bold]{url}[/]   OpenAI API: [bold]{url}v1[/]", soft_wrap=True)
     console.print("try: [bold]paceline chat[/] or [bold]paceline status[/] in another terminal. Ctrl-C ends the swarm.")
 
 
