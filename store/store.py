@@ -16,7 +16,7 @@ import errno
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -217,13 +217,13 @@ class Store:
 
     def _clear_stale(self) -> None:
         """Remove what a crash left behind; a day's grace, because another process may be writing."""
-        files = [(path, path.stat().st_mtime) for path in (self.root / "temp").iterdir()]
-        newest = Path(tempfile.mkstemp(dir=self.root / "temp")[1])
-        now = newest.stat().st_mtime
-        newest.unlink()
-        for path, modified in files:
-            if now - modified > _STALE_S:
-                path.unlink(missing_ok=True)
+        handle, mine = tempfile.mkstemp(dir=self.root / "temp")
+        now = os.fstat(handle).st_mtime
+        os.close(handle)
+        for path in (self.root / "temp").iterdir():
+            with suppress(FileNotFoundError):  # another process that opens this store tidies up as well
+                if path == Path(mine) or now - path.stat().st_mtime > _STALE_S:
+                    path.unlink()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -192,3 +193,14 @@ def test_any_bytes_are_a_tensor_file_or_corrupt(
         read_layout(path)
     except CorruptBlock:
         return
+
+
+def test_many_may_open_a_store_at_once(tmp_path: Path) -> None:
+    def open_often() -> None:
+        for _ in range(40):
+            Store(tmp_path)
+
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(open_often) for _ in range(8)]:
+            done.result()
+    assert not list((tmp_path / "temp").iterdir())
