@@ -37,7 +37,8 @@ def few_arenas() -> None:
 def settle() -> None:
     """Give back to the system what loading no longer needs. A few tens of milliseconds; nothing changes its meaning."""
     gc.collect()
-    gc.freeze()
+    if not gc.get_freeze_count():  # once: what comes after the imports may become garbage
+        gc.freeze()
     libc = _libc()
     if libc is None:
         return
