@@ -60,9 +60,9 @@ SCOPES = {
         Scope(losses=1, crashes=1, deadlines=0),
         Scope(losses=1, copies=1, deadlines=1),
         Scope(tokens=4, losses=2, copies=1, deadlines=0),
-        Scope(tokens=4, losses=1, crashes=1, deadlines=0, journal=32),
-        Scope(tokens=3, losses=1, crashes=1, deadlines=0, chunk=1, penalties=True),
-        Scope(stages=3, tokens=4, losses=2, copies=1, deadlines=0),
+        Scope(losses=0, crashes=1, deadlines=0, journal=32),
+        Scope(losses=1, copies=1, deadlines=0, chunk=1, penalties=True),
+        Scope(stages=3, tokens=3, losses=1, copies=1, deadlines=0),
         Scope(stages=3, tokens=2, losses=0, crashes=1, deadlines=0),
     ),
 }
