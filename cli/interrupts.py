@@ -7,6 +7,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 INTERRUPTED = 130
@@ -20,6 +22,19 @@ def end_at_once() -> None:
 def raise_instead() -> None:
     """From now on Ctrl-C raises KeyboardInterrupt: the command has something to close."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Ctrl-C waits until the block is over: for starting threads that could not be stopped half-way."""
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda signum, _: came.append(signum))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
 
 
 def end(status: int = INTERRUPTED) -> None:

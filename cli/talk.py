@@ -76,11 +76,11 @@ def generate(
     """Continue a text. The answer goes to standard output, everything else to standard error."""
     from paceline.client.sync import Client
 
-    raise_instead()
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text:
         raise InvalidRequest("the prompt is empty")
     with Client(swarm, home=home) as client:
+        raise_instead()
         options = _options(model, max_tokens, temperature, top_p, seed, stop)
         with client.generate(text, **options) as answer:
             stream_to_stdout(answer)
@@ -103,9 +103,9 @@ def chat(
     """Talk with the model. Ctrl-C stops an answer, and at the prompt ends the conversation; so does Ctrl-D."""
     from paceline.client.sync import Client
 
-    raise_instead()
     messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
     with Client(swarm, home=home) as client:
+        raise_instead()
         options = _options(model, max_tokens, temperature, top_p, seed, None)
         if message is not None:
             _turn(client, messages, message, options, verbose)

@@ -7,6 +7,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +16,7 @@ import typer
 from rich.table import Table
 
 from paceline.cli.console import console, progress
-from paceline.cli.interrupts import raise_instead
+from paceline.cli.interrupts import deferred, raise_instead
 
 if TYPE_CHECKING:
     from paceline.cli.local_swarm import NodeProcess
@@ -60,7 +61,9 @@ def up(
         ) as swarm:
             swarm_file.write_text(json.dumps({"bootstrap": swarm.bootstrap}))
             try:
-                with gateway_page(swarm.bootstrap, root, 0 if demo else port) as url:
+                with ExitStack() as stack:
+                    with deferred():
+                        url = stack.enter_context(gateway_page(swarm.bootstrap, root, 0 if demo else port))
                     if demo:
                         _demo(swarm.bootstrap, {node.peer: node.name for node in swarm.nodes}, prompt, root)
                         status, size = opened(url)
@@ -86,7 +89,9 @@ def _demo(bootstrap: tuple[str, ...], names: dict[str, str], prompt: str, home: 
     from paceline.cli.talk import account, stream_to_stdout
     from paceline.client.sync import Client
 
-    with Client(bootstrap, home=home) as client:
+    with ExitStack() as stack:
+        with deferred():
+            client = stack.enter_context(Client(bootstrap, home=home))
         console.print(f"[bold]asking[/] {prompt}\n", soft_wrap=True)
         answer = client.chat([{"role": "user", "content": prompt}], max_tokens=128)
         stream_to_stdout(answer)

@@ -13,6 +13,7 @@ The swarm's side runs under trio on a thread of its own.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -81,7 +82,7 @@ class Client:
         try:
             self._core = self._exit.enter_context(self._portal.wrap_async_context_manager(connect(self._config)))
         except BaseException:
-            self._exit.close()
+            self._exit.__exit__(*sys.exc_info())  # told of the error, the portal cancels what still joins the swarm
             raise
         return self
 
