@@ -7,7 +7,7 @@ INVARIANTS = {
     2: "prefix consistency: positions are applied in order, without holes, on one branch",
     3: "exactly once: a position is applied once per incarnation, an index reaches the client once, in order",
     4: "fencing: nothing of an older epoch or branch has an effect",
-    5: "exact failover: replayed positions carry the bytes that were first sent",
+    5: "exact failover: the token log of a disturbed run is that of the undisturbed one",
     6: "progress: an owner either waits for something with a deadline or has ended",
     7: "bounded memory: journals, holds and caches stay within their limits",
     8: "one owner: an epoch is installed by one owner only",

@@ -1,4 +1,4 @@
-"""A copy of a world that shares what cannot change: what `copy.deepcopy` does, ten times faster.
+"""A copy of a world that shares what cannot change: `copy.deepcopy` cannot copy the journals' views.
 
 Knows that messages, clocks, entries and other frozen records are values. Aliases stay aliases.
 """

@@ -27,8 +27,8 @@ from paceline.wire.session import SessionState
 
 SESSION = SessionId(b"simulated session"[:16])
 ORPHAN_S = 10.0
-MOST_EVENTS = 40_000
-"""A run that needs more spins: the longest undisturbed ones need about 1,500."""
+MOST_EVENTS = 10_000
+"""A run that needs more spins: the longest undisturbed one of the pool needs about 500."""
 
 Trace = Callable[[float, str], None]
 
