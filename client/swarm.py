@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 import trio
 
+from paceline.consistency.owner import farewell
 from paceline.dht.directory import Directory
 from paceline.net.links import Links, LinksConfig
 from paceline.net.transport import Transport
@@ -88,6 +89,8 @@ class Swarm:
             inbox = self._sessions.get(message.session)
             if inbox is not None:
                 inbox.send_nowait(Arrived(peer, message))
+            elif (close := farewell(message)) is not None:
+                self.send(peer, close)
         elif isinstance(message, Status | BlockPiece):
             answer = self._answers.get(message.request)
             if answer is not None:

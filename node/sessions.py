@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from paceline.consistency.effects import CropKv, FreeKv, Send, StageEffect, Violation
+from paceline.consistency.fences import Fences
 from paceline.consistency.stage import Drawn, Input, StageMachine
 from paceline.engine.shard import Activations, Output, SampleRequest, Work
 from paceline.node.gathering import Gathering
@@ -107,6 +108,7 @@ class SessionTable:
         self._journal_bytes = journal_bytes
         self._riding: dict[StageKey, Riding] = {}
         self._turn: deque[StageKey] = deque()
+        self._fences = Fences()
 
     def __len__(self) -> int:
         return len(self._riding)
@@ -132,6 +134,8 @@ class SessionTable:
         elif isinstance(message, CloseStage):
             for key in [key for key in self._riding if key[0] == message.session]:
                 self._deliver(key, peer, message, payload)
+            if all(session != message.session for session, _ in self._riding):
+                self._fences.note(message.session, message.epoch, closed=True)
         elif isinstance(message, NextToken):
             self._deliver((message.session, 0), peer, message, payload)
         elif isinstance(message, Frame | Prompt | Nack):
@@ -152,6 +156,9 @@ class SessionTable:
         if mine is None or mine.end <= mine.start:
             self.counters["violations"] += 1
             return
+        if (newest := self._fences.over(m.session, m.epoch)) is not None:
+            self._try_send(Send(peer, FencedBy(m.session, newest)))
+            return
         key = (m.session, mine.start)
         riding = self._riding.get(key)
         if riding is not None and riding.machine.end != mine.end and m.epoch > riding.machine.epoch:
@@ -165,6 +172,7 @@ class SessionTable:
                 self._send(Send(peer, refusal))
                 return
         self._perform(key, riding, riding.machine.handle(peer, m) or [])
+        self._fences.note(m.session, riding.machine.epoch)
         for held in self.holds.release(m.session):
             self.handle(held.peer, held.message, held.payload)
 
