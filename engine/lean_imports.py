@@ -27,6 +27,10 @@ class _Alone:
         """There are none."""
 
 
+class GenerationMixin:
+    """For transformers' class of this name, which it looks for among a model's bases."""
+
+
 _TRUTH: Mapping[str, Callable[[Any], bool]] = {"expect_true": bool, "guard_or_false": bool, "guard_or_true": bool}
 _COMPILER = dict.fromkeys(("allow_in_graph", "assume_constant_result", "disable"), _as_it_is) | {"is_compiling": _no}
 
@@ -64,7 +68,10 @@ ROWS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
         "images and sound; only the spelling of a type is used",
         {"Unpack": typing.Unpack},
     ),
-    ("transformers.generation.utils", "generate(); the ring does that", {}),
+    ("transformers.models.auto.modeling_auto", "a table of all models; engine.family finds its own", {}),
+    ("transformers.tokenization_utils_base", "text is the client's", {}),
+    ("transformers.utils.chat_parsing", "text is the client's", {}),
+    ("transformers.generation.utils", "generate(); the ring does that", {"GenerationMixin": GenerationMixin}),
     ("transformers.generation.continuous_batching", "a server's scheduler", {}),
     ("transformers.quantizers", "weights are blocks of the store", {}),
     ("transformers.conversion_mapping", "checkpoints are read by engine.blocks", {}),
@@ -85,6 +92,8 @@ ROWS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     # --- huggingface_hub
     ("httpx2", "nothing is fetched from a hub", {}),
     ("httpcore2", "same", {}),
+    ("huggingface_hub.repocard", "nothing is written for a hub; brings yaml", {}),
+    ("huggingface_hub.repocard_data", "same", {}),
     ("huggingface_hub.hf_api", "nothing is fetched from a hub", {}),
     ("huggingface_hub.file_download", "nothing is fetched from a hub", {}),
     ("huggingface_hub._snapshot_download", "nothing is fetched from a hub", {}),

@@ -31,4 +31,5 @@ ROWS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     ("prometheus_client", "a node tells its figures in its status", {}),
     ("httpx", "dnspython asks over HTTPS where it is told to; names are asked over UDP", {}),
     ("httpcore", "same", {}),
+    ("dns.quic", "same, over QUIC; brings aioquic", {}),
 )
