@@ -42,7 +42,9 @@ def settle() -> None:
     libc = _libc()
     if libc is None:
         return
-    libc.mallopt(_M_MMAP_THRESHOLD, 32 * _MIB)  # from now on large blocks are activations, used again at once
+    # From now on large blocks are activations. Measured on a prompt of 512: giving back those of 2 MB and more costs no
+    # time and saves 8 MB; from 1 MB on it costs 15 % (page faults), from 256 KB on 30 %.
+    libc.mallopt(_M_MMAP_THRESHOLD, 2 * _MIB)
     libc.mallopt(_M_TRIM_THRESHOLD, 8 * _MIB)
     libc.malloc_trim(0)
     for start, size in _code():
