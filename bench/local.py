@@ -13,8 +13,6 @@ Bars (exit status 1 where one is missed):
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
 import time
 from contextlib import AsyncExitStack
@@ -25,6 +23,7 @@ import torch
 import trio
 
 from bench.common import PROMPTS, Bars, default_manifest, equal_parts, machine, processes
+from bench.memory import client_bytes
 from bench.parity_shards import reference_model
 from paceline.client.connect import ClientConfig, connect
 from paceline.client.options import GenerateOptions
@@ -34,16 +33,6 @@ from paceline.client.tokenizer import Tokenizer
 
 TOKENS = 64
 SHORT, LONG = 48, 512
-
-CLIENT_SCRIPT = """
-import json, sys, psutil
-from paceline.client import Client
-with Client(sys.argv[1].split(",")) as client:
-    text = client.generate("The capital of France is", max_tokens=16)
-    count = sum(1 for _ in text)
-assert "torch" not in sys.modules and "transformers" not in sys.modules
-print(json.dumps({"tokens": count, "rss": psutil.Process().memory_info().rss}))
-"""
 
 
 def whole_seconds(model: Any, ids: list[int], tokens: int) -> float:
@@ -122,14 +111,14 @@ def main() -> int:
             1.5
         )  # nodes tidy up half a second after their last session; bench.memory weighs them while they serve
         nodes = client.status()
-        weight = _client_weight(swarm.bootstrap)
+        weight = client_bytes(swarm.bootstrap)
     bars = Bars()
     _speed_bars(bars, rows)
     bars.check(f"{options.streams} clients", many >= 2 * single, f"{many:.1f} tok/s together, {single:.1f} alone")
     for node in nodes:
         mega = node["rss_bytes"] / 1e6
         bars.check(f"memory of layers {node['services'][0]['span']}", mega <= 450, f"{mega:.0f} MB resident")
-    bars.check("memory of a client", weight["rss"] <= 200e6, f"{weight['rss'] / 1e6:.0f} MB resident")
+    bars.check("memory of a client", weight <= 200e6, f"{weight / 1e6:.0f} MB resident")
     return bars.exit_status()
 
 
@@ -137,13 +126,6 @@ def _streams(bootstrap: tuple[str, ...], text: list[int], streams: int) -> tuple
     prompts = [text[SHORT * k : SHORT * (k + 1)] for k in range(streams)]
     pairs = [(together(bootstrap, prompts[:1], TOKENS), together(bootstrap, prompts, TOKENS)) for _ in range(3)]
     return median(single for single, _ in pairs), median(many for _, many in pairs)
-
-
-def _client_weight(bootstrap: tuple[str, ...]) -> dict[str, int]:
-    script = [sys.executable, "-c", CLIENT_SCRIPT, ",".join(bootstrap)]
-    done = subprocess.run(script, capture_output=True, text=True, check=True, timeout=120)
-    facts: dict[str, int] = json.loads(done.stdout.strip().splitlines()[-1])
-    return facts
 
 
 def _speed_bars(bars: Bars, rows: dict[str, list[tuple[float, float]]]) -> None:
