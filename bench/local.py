@@ -107,9 +107,6 @@ def main() -> int:
             rows["prefill"].append((whole_seconds(model, long, 1), swarm_result(client, long, 1).ttft_s))
             print(f"round {number + 1}: " + ", ".join(f"{k} {v[-1][0]:.3f}/{v[-1][1]:.3f}" for k, v in rows.items()))
         single, many = _streams(swarm.bootstrap, text, options.streams)
-        time.sleep(
-            1.5
-        )  # nodes tidy up half a second after their last session; bench.memory weighs them while they serve
         nodes = client.status()
         weight = client_bytes(swarm.bootstrap)
     bars = Bars()
