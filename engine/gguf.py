@@ -1,6 +1,7 @@
 """GGUF files of the Llama architecture, read directly: no torch, no transformers, and so quick and version-proof.
 
-Bit-identical to what transformers makes of the same file (tests/engine/test_convert.py, on a small one). Other architectures go through transformers (engine.convert).
+Bit-identical to what transformers makes of the same file (tests/engine/test_convert.py, on a small one).
+Other architectures go through transformers (engine.convert).
 """
 
 from __future__ import annotations
