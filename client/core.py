@@ -138,6 +138,9 @@ class ClientCore:
         room = min(min(service.max_context for service in services), limits.MAX_CONTEXT)
         if not ids:
             raise InvalidRequest("the prompt has no tokens", cure="send at least one")
+        vocabulary = model.manifest.vocab if model else limits.MAX_VOCAB
+        if wrong := [token for token in ids if not 0 <= token < vocabulary]:
+            raise InvalidRequest(f"token id {wrong[0]} is not one of the {vocabulary} of {name}")
         if len(ids) >= room:
             raise ContextOverflow(f"the prompt has {len(ids)} tokens, {name} takes {room}", cure="shorten it")
         request = Request(
@@ -165,6 +168,7 @@ class ClientCore:
         services = view.table(request.revision).services
         numerics = options.numerics or (services[0].numerics if services else "")
         stream = Stream(model.tokenizer if model else None, options.stops(), numerics)
+        stream.remember(owner.log[len(request.prompt) :])
         chooser = Chooser(self.swarm, request.model, ring, shadows=options.shadows)
         ride = Ride(self.swarm, owner, chooser, stream.on_token)
         stream.ride = ride

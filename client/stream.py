@@ -98,6 +98,8 @@ class Stream:
     async def run(self, ride: Ride, lost: frozenset[PeerId] = frozenset()) -> None:
         """Drive the session to its end; never raises what belongs to the user."""
         self.ride = ride
+        if self._stopped:
+            self._scope.cancel()  # resumed behind its stop string
         try:
             with self._scope:
                 self._ended = await ride.run(lost)
@@ -108,6 +110,15 @@ class Stream:
             self._flush()
             self._send.close()
             self._over.set()
+
+    def remember(self, tokens: Sequence[int]) -> None:
+        """The answer so far of a session that is resumed: text goes on where it was, across characters, spaces and
+        stop strings that lie on the seam.
+        """
+        for token in tokens:
+            if self._decoder is not None and not self._stopped:
+                text, self._stopped = self._matcher.feed(self._decoder.feed(token))
+                self._text.append(text)
 
     def on_token(self, event: TokenEvent) -> None:
         """For the ride: a token has arrived."""

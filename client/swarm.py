@@ -6,12 +6,12 @@ and no text.
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, get_args
 
+import msgspec
 import trio
 
 from paceline.consistency.owner import farewell
@@ -20,7 +20,14 @@ from paceline.net.links import Links, LinksConfig
 from paceline.net.transport import Transport
 from paceline.routing.view import SwarmView, swarm_view
 from paceline.wire import limits
-from paceline.wire.errors import CorruptBlock, DeadlineExceeded, Overloaded, PacelineError, PeerUnavailable
+from paceline.wire.errors import (
+    CorruptBlock,
+    DeadlineExceeded,
+    Malformed,
+    Overloaded,
+    PacelineError,
+    PeerUnavailable,
+)
 from paceline.wire.ids import PeerId
 from paceline.wire.messages import (
     BlockPiece,
@@ -140,13 +147,15 @@ class Swarm:
     # --- requests -----------------------------------------------------------------------------------------------
 
     async def status(self, at: PeerAddress, timeout_s: float = 5.0) -> dict[str, Any]:
-        """A node's account of itself. Raises PeerUnavailable."""
+        """A node's account of itself. Raises PeerUnavailable; Malformed where it is no JSON object."""
         request = self._number()
         _, message, _ = await self._ask(at, StatusRequest(request), request, timeout_s)
         if not isinstance(message, Status):
             raise PeerUnavailable("answered something else", peer=at.peer)
-        loaded: dict[str, Any] = json.loads(message.json)
-        return loaded
+        try:
+            return msgspec.json.decode(message.json, type=dict[str, Any])
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise Malformed(f"its status cannot be read: {error}", peer=at.peer) from error
 
     async def block(
         self,

@@ -13,7 +13,6 @@ The swarm's side runs under trio on a thread of its own.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -73,17 +72,15 @@ class Client:
 
     def __init__(self, swarm: str | Sequence[str] | None = None, *, home: Path | None = None) -> None:
         self._config = ClientConfig(bootstrap=as_addresses(swarm), home=home)
-        self._exit = ExitStack()
+        self._exit: ExitStack
         self._portal: BlockingPortal
         self._core: ClientCore
 
     def __enter__(self) -> Client:
-        self._portal = self._exit.enter_context(start_blocking_portal(backend="trio"))
-        try:
-            self._core = self._exit.enter_context(self._portal.wrap_async_context_manager(connect(self._config)))
-        except BaseException:
-            self._exit.__exit__(*sys.exc_info())  # told of the error, the portal cancels what still joins the swarm
-            raise
+        with ExitStack() as stack:  # told of an error on the way, the portal cancels what still joins the swarm
+            self._portal = stack.enter_context(start_blocking_portal(backend="trio"))
+            self._core = stack.enter_context(self._portal.wrap_async_context_manager(connect(self._config)))
+            self._exit = stack.pop_all()
         return self
 
     def __exit__(

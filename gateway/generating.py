@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -31,7 +32,6 @@ from paceline.gateway.shelf import Kept, Shelf
 from paceline.gateway.source import LiveSource, ResumedSource, continuable
 from paceline.gateway.text_writer import TextWriter
 from paceline.gateway.writers import Head, Writer
-from paceline.wire.errors import ModelNotFound, PeerUnavailable
 
 MOST_CHOICES = 64
 """Answers that one request may ask for: prompts × n."""
@@ -69,32 +69,34 @@ class Generating:
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        return await self._admitted(request, self._chat)
+        return await self._answered(request, self._chat)
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
-        return await self._admitted(request, self._completions)
+        return await self._answered(request, self._completions)
 
     async def responses(self, request: Request) -> Response:
         """POST /v1/responses."""
-        return await self._admitted(request, self._responses)
+        return await self._answered(request, self._responses)
 
     async def resume(self, request: Request) -> Response:
         """GET /paceline/streams/{id}: the rest of a stream, after the token that ``Last-Event-ID`` names."""
-        meter = self._gate.admit(request)
-        try:
+        with self._admitted(request) as meter:
             return await self._resumed(request, meter)
-        except BaseException:
-            meter.done(0, trio.current_time())
-            raise
 
-    async def _admitted(self, request: Request, prepare: Callable[[Request], Awaitable[Ask]]) -> Response:
-        meter, began = self._gate.admit(request), trio.current_time()
-        try:
+    async def _answered(self, request: Request, prepare: Callable[[Request], Awaitable[Ask]]) -> Response:
+        began = trio.current_time()
+        with self._admitted(request) as meter:
             return await self._started(await prepare(request), meter, began)
-        except BaseException:
-            meter.done(0, trio.current_time())
-            raise
+
+    @contextmanager
+    def _admitted(self, request: Request) -> Iterator[Meter]:
+        """The caller's meter, which counts the request out where no response comes of it; a response does it itself."""
+        meter = self._gate.admit(request)
+        with ExitStack() as stack:
+            stack.callback(lambda: meter.done(0, trio.current_time()))
+            yield meter
+            stack.pop_all()
 
     # --- what is asked for --------------------------------------------------------------------------------------
 
@@ -166,13 +168,11 @@ class Generating:
 
     async def _started(self, ask: Ask, meter: Meter, began: float) -> Response:
         sources: list[LiveSource] = []
-        try:
+        with ExitStack() as stack:
             for start, options in ask.starts:
                 sources.append(LiveSource(await start(options)))
-        except BaseException:
-            for source in sources:
-                source.cancel()
-            raise
+                stack.callback(sources[-1].cancel)
+            stack.pop_all()
         head = self._head(ask, sources[0])
         job = Job(sources=sources, writer=ask.writer(head), streamed=ask.streamed, events=ask.events)
         kept = None
@@ -249,16 +249,11 @@ class Generating:
         return self._delivered(job, meter, began, name, kept)
 
     async def _continued(self, kept: Kept) -> ResumedSource:
-        last, options = kept.source.result(), kept.options
-        try:
-            tokenizer = (await self._core.models.load(bytes.fromhex(last.revision), ())).tokenizer
-        except (ModelNotFound, PeerUnavailable):
-            tokenizer = None
+        last = kept.source.result()
         if kept.finished is not None:
-            return ResumedSource(kept.pieces, None, kept.finished, tokenizer, options.stops())
-        state = continuable(last.state, len(kept.pieces))
-        stream = await self._core.resume(state, replace(options, stop=()))
-        return ResumedSource(kept.pieces, stream, last, tokenizer, options.stops())
+            return ResumedSource(kept.pieces, None, kept.finished)
+        stream = await self._core.resume(continuable(last.state, len(kept.pieces)), kept.options)
+        return ResumedSource(kept.pieces, stream, last)
 
 
 def _choices(start: Start, options: GenerateOptions, n: int) -> list[tuple[Start, GenerateOptions]]:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Protocol
 
 import msgspec
 
 from paceline.client.results import Piece, Result
 from paceline.client.stream import Stream
-from paceline.client.text import StopMatcher
-from paceline.client.tokenizer import Tokenizer
 from paceline.gateway.replies import FailoverAccount, RideAccount, StageAccount
 from paceline.wire.session import SessionState
 
@@ -55,58 +52,18 @@ class LiveSource:
 
 
 class ResumedSource:
-    """Replays `pieces`, then goes on with `stream`, whose text is decoded here: a decoder that begins in the middle of
-    an answer would lose the characters, spaces and stop strings that lie across the seam.
-    """
+    """Replays `pieces`, then goes on with `stream`; without one, `last` is the account of the whole answer."""
 
-    def __init__(
-        self,
-        pieces: Sequence[Piece],
-        stream: Stream | None,
-        last: Result,
-        tokenizer: Tokenizer | None,
-        stops: Sequence[str],
-    ) -> None:
+    def __init__(self, pieces: Sequence[Piece], stream: Stream | None, last: Result) -> None:
         self._replay = list(reversed(pieces))
         self._stream = stream
         self._last = last
-        self._decoder = tokenizer.stream() if tokenizer else None
-        self._matcher = StopMatcher(stops)
-        self._stopped = False
-        self._ended = len(pieces) > len(last.tokens)
-        for token in last.tokens[: len(pieces)]:
-            self._text(token)
 
     async def receive(self) -> Piece | None:
         """See Source."""
         if self._replay:
             return self._replay.pop()
-        if self._stream is None or self._stopped or self._ended:
-            self.cancel()
-            return None
-        piece = await self._stream.receive()
-        if piece is None:
-            return self._rest()
-        text = self._text(piece.token)
-        if self._stopped:
-            self._stream.cancel()
-        return replace(piece, text=text)
-
-    def _text(self, token: int) -> str:
-        if self._decoder is None:
-            return ""
-        text, self._stopped = self._matcher.feed(self._decoder.feed(token))
-        return text
-
-    def _rest(self) -> Piece | None:
-        """Text that waited for more, as a piece without a token of its own."""
-        self._ended = True
-        if self._decoder is None:
-            return None
-        text, self._stopped = self._matcher.feed(self._decoder.flush())
-        text += self._matcher.flush()
-        result = self.result()
-        return Piece(len(result.tokens), result.tokens[-1], text) if text else None
+        return None if self._stream is None else await self._stream.receive()
 
     def cancel(self) -> None:
         """See Source."""
@@ -114,11 +71,8 @@ class ResumedSource:
             self._stream.cancel()
 
     def result(self) -> Result:
-        """See Source. Where a stop string has ended the answer, it says so."""
-        if self._stream is None:
-            return self._last
-        result = self._stream.result()
-        return replace(result, finish_reason="stop") if self._stopped else result
+        """See Source."""
+        return self._last if self._stream is None else self._stream.result()
 
     @property
     def version(self) -> tuple[int, int]:

@@ -145,6 +145,9 @@ class SessionTable:
 
     def _deliver(self, key: StageKey, peer: PeerId, message: SessionMessage, payload: Buffer) -> None:
         riding = self._riding.get(key)
+        if riding is not None and isinstance(message, Prompt) and (wrong := _unknown(message, riding)):
+            self._try_send(Send(peer, StageError(key[0], key[1], message.epoch, "invalid_request", wrong)))
+            return
         effects = None if riding is None else riding.machine.handle(peer, message, payload)
         if riding is None or effects is None:
             self.holds.keep(Held(peer, message, payload))
@@ -300,6 +303,12 @@ class SessionTable:
             self._send(effect)
         except Overloaded:
             self.counters["outbox_full"] += 1  # the receiver will miss it and ask, or the owner's deadline repairs
+
+
+def _unknown(prompt: Prompt, riding: Riding) -> str:
+    """What is wrong with the ids of `prompt`, or ``""``: a user's mistake, and no reason to look for another ring."""
+    vocabulary, highest = riding.service.shard.shape.vocab, max(prompt.ids)
+    return f"token id {highest} is not one of the {vocabulary}" if highest >= vocabulary else ""
 
 
 def _work(key: StageKey, machine: StageMachine, given: Input) -> Work:
