@@ -2,7 +2,7 @@
 
 ``python -m bench.engine``: the default model in float32. Decode of one stream and of four, prefill of 48 and of 512
 positions, the cost of three spans, and memory. Rounds of the two sides alternate and the best round counts, because the
-machine is shared. No network takes part.
+machine is shared. No network takes part. With ``--shape llama-8b --random`` the GPU part runs instead: bench.engine_gpu.
 """
 
 from __future__ import annotations
@@ -127,7 +127,16 @@ def _let_waiting_threads_sleep() -> None:
         os.execv(sys.executable, [sys.executable, "-m", "bench.engine", *sys.argv[1:]])
 
 
+def _wants_gpu(arguments: list[str]) -> bool:
+    """`--shape` names a shape with random weights: the GPU part (bench.engine_gpu)."""
+    return any(argument == "--shape" or argument.startswith("--shape=") for argument in arguments)
+
+
 def main() -> int:
+    if _wants_gpu(sys.argv[1:]):
+        from bench import engine_gpu
+
+        return engine_gpu.main()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=32)
