@@ -2,7 +2,8 @@
 
 ``python -m bench.engine``: the default model in float32. Decode of one stream and of four, prefill of 48 and of 512
 positions, the cost of three spans, and memory. Rounds of the two sides alternate and the best round counts, because the
-machine is shared. No network takes part. With ``--shape llama-8b --random`` the GPU part runs instead: bench.engine_gpu.
+machine is shared. No network takes part. With ``--shape llama-8b --random`` the GPU part runs instead
+(bench.engine_gpu).
 """
 
 from __future__ import annotations
