@@ -31,38 +31,46 @@ class Chooser:
         self._gone: set[PeerId] = set()
 
     async def first(self) -> tuple[Stage, ...]:
-        """The cheapest ring. Raises NoRoute."""
+        """The cheapest ring, without peers whose link has just failed if that is possible. Raises NoRoute."""
         view = await self._swarm.view(self.model)
-        self.plan = cheapest_ring(view, self._request)
-        return self._route(view, self.plan)
+        shunned = self._swarm.fallen(view.offers)
+        try:
+            self.plan = cheapest_ring(view, self._but(shunned))
+        except NoRoute:
+            self.plan = cheapest_ring(view, self._request)
+        return self._route(view, self.plan, shunned)
 
     async def without(self, lost: frozenset[PeerId]) -> tuple[Stage, ...]:
         """A ring without the peers in `lost`, nor those lost before; all others kept. Raises NoRoute."""
         self._gone |= lost
         view = await self._swarm.view(self.model)
-        try:
-            return self._repaired(view)
-        except NoRoute:
-            back = {peer for peer in self._gone if await self._answers(view, peer)}
-            if not back:
-                raise
-            self._gone -= back
-            return self._repaired(view)
+        riders = frozenset(self.plan.peers) if self.plan else frozenset()
+        for gone in (self._gone | (self._swarm.fallen(view.offers) - riders), self._gone):
+            try:
+                return self._repaired(view, frozenset(gone))
+            except NoRoute as error:
+                no_route = error
+        back = {peer for peer in self._gone if await self._answers(view, peer)}
+        if not back:
+            raise no_route
+        self._gone -= back
+        return self._repaired(view, frozenset(self._gone))
 
-    def _repaired(self, view: SwarmView) -> tuple[Stage, ...]:
-        gone = frozenset(self._gone)
-        request = replace(self._request, excluded=self._request.excluded | gone)
+    def _but(self, gone: frozenset[PeerId]) -> RingRequest:
+        return replace(self._request, excluded=self._request.excluded | gone)
+
+    def _repaired(self, view: SwarmView, gone: frozenset[PeerId]) -> tuple[Stage, ...]:
         if self.plan is None:
-            self.plan = cheapest_ring(view, request)
+            self.plan = cheapest_ring(view, self._but(gone))
         else:
-            self.plan = self._promoted(gone) or reroute(view, replace(self.plan, request=request), gone)
-        return self._route(view, self.plan)
+            plan = replace(self.plan, request=self._but(gone))
+            self.plan = self._promoted(plan, gone) or reroute(view, plan, gone)
+        return self._route(view, self.plan, gone)
 
-    def _promoted(self, lost: frozenset[PeerId]) -> RingPlan | None:
+    def _promoted(self, plan: RingPlan, lost: frozenset[PeerId]) -> RingPlan | None:
         """The same ring with the standbys of the lost stages in their places, if each has one."""
-        assert self.plan is not None
         stages = []
-        for index, stage in enumerate(self.plan.stages):
+        for index, stage in enumerate(plan.stages):
             standby = self._standing.get(index)
             if stage.peer not in lost:
                 stages.append(replace(stage, kept=True))
@@ -70,10 +78,12 @@ class Chooser:
                 stages.append(replace(stage, at=standby, kept=True))
             else:
                 return None
-        return replace(self.plan, stages=tuple(stages))
+        return replace(plan, stages=tuple(stages))
 
-    def _route(self, view: SwarmView, plan: RingPlan) -> tuple[Stage, ...]:
-        found = standbys(view, plan) if self._shadows else ()
+    def _route(self, view: SwarmView, plan: RingPlan, gone: frozenset[PeerId]) -> tuple[Stage, ...]:
+        """`plan` with a standby beside every stage that has one, none of them among the `gone`."""
+        without = replace(plan, request=self._but(gone))
+        found = standbys(view, without) if self._shadows else ()
         self._standing = {index: stage.at for index, stage in enumerate(found) if stage is not None}
         return plan.route(self._standing)
 

@@ -6,7 +6,7 @@ and no text.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -134,8 +134,18 @@ class Swarm:
         """Live offers; opens links to some of them ahead of need."""
         found = tuple(await self.directory.offers(model))
         for offer in found[:WARM_LINKS]:
-            self.links.want(offer.at)
+            self.links.want(offer.at, now=self._is_back(offer))
         return found
+
+    def fallen(self, offers: Iterable[Offer]) -> frozenset[PeerId]:
+        """Peers whose link fell a short while ago, and that have not announced themselves since."""
+        gone = (PeerId(offer.peer) for offer in offers if not self._is_back(offer))
+        return frozenset(peer for peer in gone if self.links.fallen_s(peer) is not None)
+
+    def _is_back(self, offer: Offer) -> bool:
+        """Whether an offer is newer than the end of the last link to its peer. Clocks may differ: a hint."""
+        since = self.links.fallen_s(PeerId(offer.peer))
+        return since is not None and offer.issued_at > self.unix_time() - since
 
     async def view(self, model: str) -> SwarmView:
         """What routing decides on, now."""

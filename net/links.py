@@ -95,6 +95,8 @@ class Links:
         self._random = random.Random(self._config.seed)
         self._links: dict[PeerId, Link] = {}
         self._cooling: dict[PeerId, _Cooling] = {}
+        self._fell: dict[PeerId, float] = {}
+        """When the last link or dial ended, of peers without a link."""
         self._local: deque[Callable[[], None]] = deque()
         self._local_bell = trio.Event()
         self._nursery: trio.Nursery | None = None
@@ -137,13 +139,21 @@ class Links:
             link = self._dial(to)
         link.put(message, payload)
 
-    def want(self, to: PeerAddress) -> None:
-        """Dial in the background where there is no link, so that a later `send` finds one. Never blocks or raises."""
+    def want(self, to: PeerAddress, *, now: bool = False) -> None:
+        """Dial in the background where there is no link, so that a later `send` finds one. Never blocks or raises.
+
+        `now`: once, even while the peer cools down: somebody has reason to think that it is back.
+        """
         peer = PeerId(to.peer)
         cooling = self._cooling.get(peer)
         idle = self._nursery is not None and peer != self.peer and peer not in self._links
-        if idle and (cooling is None or self._now() >= cooling.until):
+        if idle and (now or cooling is None or self._now() >= cooling.until):
             self._dial(to)
+
+    def fallen_s(self, peer: PeerId) -> float | None:
+        """How long ago the last link or dial to a peer ended; None where there is a link, or it was long ago."""
+        since = self._now() - self._fell.get(peer, float("-inf"))
+        return since if since <= self._config.retry_max_s else None
 
     def reply(self, peer: PeerId, message: Message, payload: Buffer = b"") -> bool:
         """Queue one message on an existing link. False where there is none. Raises Overloaded."""
@@ -261,6 +271,10 @@ class Links:
             self._cool(link.peer, link.error)
         else:
             self._cooling.pop(link.peer, None)
+        self._fell.pop(link.peer, None)
+        self._fell[link.peer] = self._now()
+        if len(self._fell) > _MAX_COOLING:
+            del self._fell[next(iter(self._fell))]
         if self._nursery is not None:
             self._on_lost(link.peer, link.error)
 
@@ -316,6 +330,7 @@ class Links:
     async def _serve(self, link: Link, channel: Channel, early: Sequence[Buffer]) -> None:
         # `dialled` wakes a held knock, which must find the link UP: nothing may checkpoint before serve() says so.
         link.dialled.set()
+        self._fell.pop(link.peer, None)
         self._on_up(link.peer)
         await link.serve(channel, early)
 

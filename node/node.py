@@ -79,10 +79,13 @@ class Node:
             self.links.reply(peer, *answer(self._blocks, message))
 
     def _warm_up(self, m: OpenStage) -> None:
-        """Dial the neighbours that this stage will send to, while the prompt is still being computed elsewhere."""
+        """Dial the neighbours that this stage will send to, while the prompt is still being computed elsewhere.
+
+        Even those that failed just now: the owner has chosen them, so they may be back.
+        """
         following = m.route[(m.index + 1) % len(m.route)]
         for to in (following.at, *following.standbys):
-            self.links.want(to)
+            self.links.want(to, now=True)
 
     def _on_lost(self, peer: PeerId, error: PacelineError) -> None:
         self.loop.link_lost(peer)
