@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from paceline.cli.console import console, progress
+from paceline.cli.console import progress
 
 
 def pull(
@@ -18,11 +19,12 @@ def pull(
     home: Annotated[Path | None, typer.Option(help="Where models lie.", envvar="PACELINE_HOME")] = None,
 ) -> None:
     """Bring a model into the local store: fetched, converted once to verified blocks, named by its hash."""
+    from paceline.cli.publish import opened, say
     from paceline.client.connect import home_folder
     from paceline.engine import default_model
-    from paceline.store.store import Store
 
-    store = Store(home_folder(home) / "store")
+    store, releases, identity = opened(home_folder(home))
+    before = {path.name for path in (store.root / "blocks").iterdir()}
     with progress() as report:
         if model == default_model.NAME:
             manifest = default_model.ensure(store, report)
@@ -34,9 +36,5 @@ def pull(
             named = name or path.stem.lower()
             manifest = build(store, open_source(path), named, lambda done, total: report("convert", done, total))
             store.put_manifest(manifest)
-    total = sum(block.size for block in manifest.blocks())
-    console.print(
-        f"[bold]{manifest.name}[/]: {manifest.architecture}, {len(manifest.layers)} layers, {total / 1e6:.0f} MB, "
-        f"revision {manifest.revision.hex()[:12]}",
-        soft_wrap=True,
-    )
+    releases.publish(identity, manifest, time.time())
+    say(manifest, releases, before)

@@ -55,6 +55,11 @@ class Identity:
         """64-byte Ed25519 signature (RFC 8032). Callers prefix a domain tag of their own."""
         return self._private.sign(body)
 
+    @property
+    def public(self) -> bytes:
+        """The 32 bytes of the public key."""
+        return self._private.public_key().public_bytes_raw()
+
     def seed(self) -> bytes:
         """The 32 secret bytes: for building the libp2p key pair, nothing else."""
         return self._private.private_bytes_raw()

@@ -4,7 +4,9 @@
 
     blocks/<sha256>          immutable, written once, verified on first use in a process
     manifests/<revision>     canonical bytes of a manifest
-    names/<quoted name>      the revision that a name means here
+    names/<quoted name>      the revision that this machine gave the name to
+    releases/…               what publishers say (store.releases)
+    partial/…                blocks that are being fetched (store.partial)
 
 Every file appears by rename after fsync, so a crash leaves either the whole file or a temporary one that the next
 `Store` over the same root clears. Several processes may use one root.
@@ -160,6 +162,14 @@ class Store:
             raise CorruptBlock(f"manifest {path.name[:12]} does not have the hash it is named by")
         return decode(data)
 
+    def named(self, which: str) -> Revision | None:
+        """The revision that this machine gave the name `which`, or that has this hexadecimal and a name here."""
+        path = self._name_path(which)
+        if path.exists():
+            return Revision(bytes.fromhex(path.read_text().strip()))
+        named = {path.read_text().strip() for path in (self.root / "names").iterdir()}
+        return Revision(bytes.fromhex(which)) if which in named else None
+
     def manifest_path(self, revision: Revision) -> Path:
         """Where that manifest's bytes lie, if they are here."""
         return self.root / "manifests" / revision.hex()
@@ -205,6 +215,19 @@ class Store:
             os.fsync(handle)
             os.replace(temporary, target)
             _sync_folder(target.parent)
+
+    def write_new(self, target: Path, data: bytes) -> bool:
+        """Put a small file in place, unless there is one: then False, and the old one stays. Raises DiskFull."""
+        with _disk_errors(self.root), self._temporary() as (handle, temporary):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.write(handle, data)
+            os.fsync(handle)
+            try:
+                os.link(temporary, target)
+            except FileExistsError:
+                return False
+            _sync_folder(target.parent)
+        return True
 
     @contextmanager
     def _temporary(self) -> Iterator[tuple[int, str]]:

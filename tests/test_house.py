@@ -45,7 +45,7 @@ ROOMS = {
     "wire": room(third="msgspec"),
     "consistency": room("wire"),
     "routing": room("wire", "numpy"),
-    "store": room("wire", "msgspec platformdirs"),
+    "store": room("wire", "msgspec platformdirs cryptography"),
     "net": room("wire", "trio libp2p cryptography multiaddr noise base58"),
     "dht": room("wire net", "trio libp2p cryptography multiaddr msgspec"),
     "engine": room(

@@ -54,6 +54,12 @@ class CorruptBlock(ProtocolViolation):
     code = "corrupt_block"
 
 
+class ForgedManifest(ProtocolViolation):
+    """A release that its publisher did not sign, or a manifest that is not the one it names."""
+
+    code = "forged_manifest"
+
+
 class PeerUnavailable(PacelineError):
     """A peer cannot be reached, went away, or stayed silent past its deadline."""
 
@@ -75,6 +81,12 @@ class NoRoute(PeerUnavailable):
     def __init__(self, message: str, *, missing: tuple[int, ...] = (), cure: str = "", peer: str = "") -> None:
         super().__init__(message, cure=cure, peer=peer)
         self.missing = missing
+
+
+class LevelUnmet(NoRoute):
+    """No complete ring serves a revision that the requested consistency level allows."""
+
+    code = "level_unmet"
 
 
 class SessionLost(PeerUnavailable):
@@ -106,6 +118,18 @@ class WrongRevision(Refused):
     """A stage does not serve the session's pinned revision."""
 
     code = "wrong_revision"
+
+
+class UnauthorisedPublisher(Refused):
+    """The publisher is not trusted here, or not for this name: its revision is not loaded."""
+
+    code = "unauthorised_publisher"
+
+
+class ReplayedRelease(Refused):
+    """A release older than one that is already known of the same name."""
+
+    code = "replayed_release"
 
 
 class Fenced(Refused):

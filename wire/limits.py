@@ -41,3 +41,9 @@ MAX_HELD_FRAMES = 64
 """Frames that a stage holds for a session it has not been configured for yet."""
 
 MAX_HELD_BYTES = 16 * 1024 * 1024
+
+MAX_FRONTIER = 8
+"""Releases inside one offer."""
+
+MAX_HOLDINGS = 1_100
+"""Blocks that one question about holdings names: every layer of the largest model, and its other blocks."""

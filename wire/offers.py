@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 from paceline.wire import limits
 from paceline.wire.ids import Span
 from paceline.wire.messages import Layer, PeerAddress, PeerText, RevisionBytes, ShortText
+from paceline.wire.releases import SignedRelease
 
 Seconds = Annotated[float, Meta(ge=0.0, le=1e9)]
 UnixSeconds = Annotated[float, Meta(ge=0.0, le=1e11)]
@@ -72,6 +73,8 @@ class Offer(Struct, frozen=True, array_like=True):
     rtts: Annotated[tuple[tuple[PeerText, Seconds], ...], Meta(max_length=limits.MAX_NEAR_PEERS)] = ()
     """Measured round trips to near peers."""
     agent: ShortText = ""
+    frontier: Annotated[tuple[SignedRelease, ...], Meta(max_length=limits.MAX_FRONTIER)] = ()
+    """The newest releases that the node knows of the models it serves: how the version frontier spreads."""
 
     @property
     def peer(self) -> str:
