@@ -151,6 +151,7 @@ class ClientCore:
             max_positions=min(len(ids) + options.max_tokens, room),
             sampling=options.sampling(model.manifest.eos_ids if model else ()),
             chunk=options.chunk,
+            trace=options.trace,
         )
         owner = Owner(request, secrets.randbits(32), trio.current_time(), self._limits)
         return self._ride(owner, model, view, options)

@@ -19,7 +19,8 @@ class GenerateOptions:
     """Options of one generation. `model` None: the only model that the swarm serves. `seed` None: a fresh one, named
     in the result. `temperature` 0 is greedy. `logprobs`: None, or how many alternatives to report beside the chosen
     token. `stop`: strings that end the answer, not part of it. `ignore_eos`: go on to `max_tokens`.
-    `trusted`: the only peers that may ride. `timeout_s`: how long to wait for a complete ring.
+    `trusted`: the only peers that may ride. `trace`: every token tells how long each stage had it. `timeout_s`: how
+    long to wait for a complete ring.
     """
 
     model: str | None = None
@@ -40,6 +41,7 @@ class GenerateOptions:
     trusted: frozenset[str] | None = None
     numerics: str | None = None
     chunk: int = 256
+    trace: bool = False
     timeout_s: float = 15.0
 
     def stops(self) -> tuple[str, ...]:

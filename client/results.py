@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from paceline.consistency.owner import Failover
+from paceline.wire.messages import StageTime
 from paceline.wire.session import SessionState
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -30,6 +31,8 @@ class Piece:
     token: int
     text: str
     logprob: TokenLogprob | None = None
+    timings: tuple[StageTime, ...] = ()
+    """With tracing: hop, wait and compute of each stage, in µs (`wire.messages.StageTime`)."""
 
 
 @dataclass(frozen=True, slots=True)

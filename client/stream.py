@@ -127,7 +127,7 @@ class Stream:
         self._times.append(trio.current_time())
         text = self._text_of(event)
         index = event.index - len(self.ride.owner.request.prompt)
-        self._send.send_nowait(Piece(index, event.token, text, self._logprob(event)))
+        self._send.send_nowait(Piece(index, event.token, text, self._logprob(event), event.timings))
         if self._stopped:
             self._scope.cancel()
 

@@ -161,6 +161,7 @@ class Owner:
             r.sampling,
             r.chunk,
             shadow,
+            r.trace,
         )
 
     def _feed(self, start: int) -> list[OwnerEffect]:

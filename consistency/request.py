@@ -57,6 +57,7 @@ class Request:
     max_positions: int
     sampling: SamplingParams
     chunk: int = 512
+    trace: bool = False
 
     def finish_of(self, log: Sequence[int]) -> str:
         """How a complete `log` ended: "stop" or "length". Empty where it goes on."""

@@ -23,6 +23,7 @@ from paceline.node.offering import Offering
 from paceline.node.services import LoadedService
 from paceline.node.sessions import SessionTable
 from paceline.node.stage_loop import StageLoop
+from paceline.node.tracing import Tracing
 from paceline.wire.errors import PacelineError
 from paceline.wire.ids import PeerId
 from paceline.wire.messages import BlockRequest, Message, OpenStage, PeerAddress, SessionMessage, Status, StatusRequest
@@ -58,6 +59,7 @@ class Node:
             self.engine,
             most_positions=self.config.most_positions,
             orphan_s=self.config.orphan_s,
+            tracing=Tracing(unix_time),
             on_rest=on_rest,
         )
         self.offering = Offering(self, unix_time)

@@ -16,6 +16,7 @@ from paceline.consistency.stage import Drawn, Input, StageMachine
 from paceline.engine.shard import Activations, Output, SampleRequest, Work
 from paceline.node.gathering import Gathering
 from paceline.node.services import LoadedService, serving
+from paceline.node.tracing import Tracing
 from paceline.wire import limits
 from paceline.wire.codec import Buffer
 from paceline.wire.errors import Draining, Overloaded, PacelineError, Refused, WrongRevision
@@ -266,8 +267,8 @@ class SessionTable:
             return None
         return Batch(service, tuple(riders), tuple(_work(key, riding.machine, given) for key, riding, given in riders))
 
-    def complete(self, batch: Batch, outputs: Sequence[Output]) -> None:
-        """Results of a step, in the batch's order."""
+    def complete(self, batch: Batch, outputs: Sequence[Output], tracing: Tracing, began_us: int) -> None:
+        """Results of a step that began at `began_us` (`tracing`'s clock), in the batch's order."""
         for (key, riding, given), output in zip(batch.riders, outputs, strict=True):
             machine = riding.machine
             if output.error:
@@ -279,6 +280,8 @@ class SessionTable:
                 drawn = output.sampled
                 told = None if drawn is None else Drawn(drawn.token, drawn.logprob, drawn.top)
                 effects = machine.done(given, b"", "f32", told)
+            if machine.config.trace:
+                effects = tracing.stamped((*key, given.end), began_us, effects)
             self._perform(key, riding, effects)
 
     # --- effects --------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import trio
 from paceline.node.engine_thread import Engine
 from paceline.node.gathering import Gathering
 from paceline.node.sessions import Batch, SessionTable, StageKey
+from paceline.node.tracing import Tracing
 from paceline.wire.codec import Buffer
 from paceline.wire.errors import InternalError
 from paceline.wire.ids import PeerId
@@ -47,11 +48,13 @@ class StageLoop:
         *,
         most_positions: int = 512,
         orphan_s: float = 10.0,
+        tracing: Tracing,
         on_rest: Callable[[], None] = lambda: None,
     ) -> None:
         self.table = table
         self.statistics = StepStatistics()
         self.gathering = Gathering()
+        self.tracing = tracing
         self._engine = engine
         self._on_rest = on_rest
         self._tired = False
@@ -65,6 +68,7 @@ class StageLoop:
         """A message has arrived."""
         if isinstance(message, NextToken):
             self.gathering.came(message.session, trio.current_time())
+        self.tracing.arrived(message)
         self._soon(partial(self.table.handle, peer, message, payload))
 
     def link_lost(self, peer: PeerId) -> None:
@@ -116,7 +120,7 @@ class StageLoop:
         return bool(self._inbox)
 
     async def _step(self, batch: Batch) -> None:
-        began = trio.current_time()
+        began, began_us = trio.current_time(), self.tracing.now_us()
         outputs = await self._engine.run(batch.service.shard.step, batch.works)
         if len(outputs) != len(batch.works):
             raise InternalError(f"the shard answered {len(outputs)} of {len(batch.works)} works")
@@ -125,7 +129,7 @@ class StageLoop:
         self.statistics.works += len(batch.works)
         self.statistics.positions += sum(work.n for work in batch.works)
         self.statistics.busy_s += trio.current_time() - began
-        self.table.complete(batch, outputs)
+        self.table.complete(batch, outputs, self.tracing, began_us)
         self._note_left(batch)
 
     def _note_left(self, batch: Batch) -> None:

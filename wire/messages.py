@@ -42,6 +42,12 @@ Lengths = Annotated[tuple[PositionInt, ...], Meta(max_length=limits.MAX_STAGES)]
 LengthDeltas = Annotated[
     tuple[Annotated[int, Meta(ge=-limits.MAX_CONTEXT, le=limits.MAX_CONTEXT)], ...], Meta(max_length=limits.MAX_STAGES)
 ]
+StageTime = tuple[Annotated[int, Meta(ge=-(1 << 31), lt=1 << 31)], U32, U32]
+"""``(hop_us, queue_us, compute_us)`` of one stage in one trip: on the way there, waiting there, and in the engine step
+it rode in. A hop spans two machines' clocks: each carries their difference, and the sum around a ring carries none.
+"""
+
+Timings = Annotated[tuple[StageTime, ...], Meta(max_length=limits.MAX_STAGES)]
 Finish = Literal["", "stop", "length"]
 Dtype = Literal["f32", "f16", "bf16", "i8", "i64"]
 
@@ -140,8 +146,7 @@ class CloseStage(Struct, frozen=True, array_like=True, tag=4):
 class TokenEvent(Struct, frozen=True, array_like=True, tag=5):
     """Token `index` of the log, sampled by the tail. `lengths`: the clock, as differences to `index`, per stage.
 
-    `top`: ``(token, logprob)`` of the most likely ones, best first. `timings`: with tracing, per stage
-    ``(queue_us, compute_us)`` of this trip.
+    `top`: ``(token, logprob)`` of the most likely ones, best first. `timings`: of each stage of this trip.
     """
 
     session: SessionBytes
@@ -153,7 +158,7 @@ class TokenEvent(Struct, frozen=True, array_like=True, tag=5):
     lengths: LengthDeltas = ()
     logprob: float | None = None
     top: Annotated[tuple[tuple[TokenId, float], ...], Meta(max_length=limits.MAX_TOP_LOGPROBS)] = ()
-    timings: Annotated[tuple[tuple[U32, U32], ...], Meta(max_length=limits.MAX_STAGES)] = ()
+    timings: Timings = ()
 
 
 class StageError(Struct, frozen=True, array_like=True, tag=6):
@@ -176,7 +181,8 @@ class StageError(Struct, frozen=True, array_like=True, tag=6):
 class Frame(Struct, frozen=True, array_like=True, tag=7):
     """Activations of positions ``[start, start + n)``; payload: ``n × hidden`` numbers of `dtype`, row-major,
     little-endian, about to enter layer `layer`. `revision_tag` leads the revision. `lengths`: the clock of the stages
-    up to the sender, as differences to ``start + n``.
+    up to the sender, as differences to ``start + n``. With tracing, `timings` of the stages so far, and when the frame
+    left by the sender's clock (unix µs; 0: not told).
     """
 
     session: SessionBytes
@@ -189,17 +195,19 @@ class Frame(Struct, frozen=True, array_like=True, tag=7):
     dtype: Dtype
     hidden: Annotated[int, Meta(ge=1, le=limits.MAX_HIDDEN)]
     lengths: LengthDeltas = ()
-    timings: Annotated[tuple[tuple[U32, U32], ...], Meta(max_length=limits.MAX_STAGES)] = ()
+    timings: Timings = ()
+    sent_us: U64 = 0
 
 
 class NextToken(Struct, frozen=True, array_like=True, tag=8):
-    """Tail → head: log index `index` is `token`; the next trip starts with it."""
+    """Tail → head: log index `index` is `token`; the next trip starts with it. `sent_us`: as in Frame."""
 
     session: SessionBytes
     epoch: U64
     branch: U32
     index: PositionInt
     token: TokenId
+    sent_us: U64 = 0
 
 
 class Nack(Struct, frozen=True, array_like=True, tag=9):

@@ -52,7 +52,7 @@ def test_the_fullest_token_event_error_and_status_fit_a_header() -> None:
         lengths=(-limits.MAX_CONTEXT,) * limits.MAX_STAGES,
         logprob=-1.5,
         top=((TOKEN, -1.5),) * limits.MAX_TOP_LOGPROBS,
-        timings=((U32, U32),) * limits.MAX_STAGES,
+        timings=((-(1 << 31), U32, U32),) * limits.MAX_STAGES,
     )
     error = StageError(
         session=SESSION,
