@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -40,6 +41,14 @@ def gateway(
         console.print(f"[bold green]gateway[/] web page: [bold]{url}/[/]   API: [bold]{url}/v1[/]", soft_wrap=True)
 
     async def run() -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_serve)
+                async for _ in signals:
+                    nursery.cancel_scope.cancel()
+                    break
+
+    async def _serve() -> None:
         async with connect(ClientConfig(as_addresses(swarm), home)) as core:
             await serve(core, config, started=started)
 

@@ -5,9 +5,12 @@ Commands import what they need when they run, so that `paceline --help` is quick
 
 from __future__ import annotations
 
+from importlib import metadata
+from typing import Annotated
+
 import typer
 
-from paceline.cli import gateway, interrupts, node, pull, status, talk, up
+from paceline.cli import bootstrap, gateway, interrupts, node, pull, status, talk, up
 from paceline.cli.console import fail
 from paceline.wire.errors import PacelineError
 
@@ -26,12 +29,28 @@ app = typer.Typer(
 )
 app.command("up")(up.up)
 app.command("node")(node.node)
+app.command("bootstrap")(bootstrap.bootstrap)
 app.command("generate")(talk.generate)
 app.command("chat")(talk.chat)
 app.command("status")(status.status)
 app.command("route")(status.route)
 app.command("pull")(pull.pull)
 app.command("gateway")(gateway.gateway)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(metadata.version("paceline"))
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Options of `paceline` itself. The help text is the app's."""
 
 
 def run() -> None:

@@ -6,11 +6,13 @@ minutes old), and asks the second only where the first knows nobody. Why two: do
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import trio
 
@@ -210,9 +212,12 @@ class KademliaDirectory:
 
 
 def parse_bootstrap(addresses: Iterable[str]) -> tuple[PeerAddress, ...]:
-    """``/ip4/…/tcp/…/p2p/<peer id>`` → addresses per peer, in order. Raises InvalidRequest."""
+    """``/ip4/…/tcp/…/p2p/<peer id>`` → addresses per peer, in order. Raises InvalidRequest.
+
+    ``@FILE`` stands for the addresses in a file that a member wrote when it was ready (``{"bootstrap": […]}``).
+    """
     control: dict[str, tuple[str, ...]] = {}
-    for text in addresses:
+    for text in (each for given in addresses for each in (_written(given[1:]) if given.startswith("@") else [given])):
         address, found, peer = text.rpartition("/p2p/")
         if not found or not address.startswith("/") or not peer or "/" in peer:
             raise InvalidRequest(
@@ -221,6 +226,16 @@ def parse_bootstrap(addresses: Iterable[str]) -> tuple[PeerAddress, ...]:
             )
         control[peer] = (*control.get(peer, ()), address)
     return tuple(PeerAddress(peer, where) for peer, where in control.items())
+
+
+def _written(file: str) -> list[str]:
+    try:
+        found = json.loads(Path(file).read_text(encoding="utf-8"))["bootstrap"]
+        return [str(address) for address in found]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InvalidRequest(
+            f"{file} does not say where members are: {error!r}", cure="name the ready file of a member that runs"
+        ) from error
 
 
 def _models(services: Sequence[Service]) -> frozenset[str]:

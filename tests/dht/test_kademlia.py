@@ -5,10 +5,12 @@ Few tests, short lifetimes. What does not need sockets is in test_membership.py,
 
 from __future__ import annotations
 
+import json
 import struct
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -228,6 +230,19 @@ def test_bootstrap_addresses_are_grouped_by_peer() -> None:
     for text in ("", "/ip4/192.0.2.1/tcp/1", f"192.0.2.1/p2p/{one}", "/ip4/192.0.2.1/tcp/1/p2p/", f"/p2p/{one}"):
         with pytest.raises(InvalidRequest, match="not a member's address"):
             parse_bootstrap((text,))
+
+
+def test_a_members_ready_file_stands_for_its_addresses(tmp_path: Path) -> None:
+    file = tmp_path / "ready.json"
+    address = f"/dns/meeting/tcp/4001/p2p/{person(1).peer}"
+    file.write_text(json.dumps({"bootstrap": [address]}))
+    assert parse_bootstrap((f"@{file}",)) == parse_bootstrap((address,))
+    for text in ("", "[]", '{"bootstrap": 3}', '{"bootstrap": ["no address"]}'):
+        file.write_text(text)
+        with pytest.raises(InvalidRequest):
+            parse_bootstrap((f"@{file}",))
+    with pytest.raises(InvalidRequest, match="ready file"):
+        parse_bootstrap((f"@{tmp_path / 'absent'}",))
 
 
 async def test_leaving_the_block_ends_the_service() -> None:
