@@ -10,11 +10,13 @@ closed tour through head c and candidate j is at least ``2 r |x_c - x_j|`` long.
 
     candidate j rides with head c in a cheaper ring  only if  max(thr_c, thr_j) + 2 r |x_c - x_j| < U.        (disc)
 
-So each head sees only a small disc of candidates. Inside each disc the sweep is repeated: with the far-away fast
-machines gone it is much sharper, and it now knows the distance from the head (in bands, which cost what lies between
-them); that kills most heads and shrinks the other discs. Heads of one neighbourhood are treated as one head first. The
-exact programme then runs over what is left, nearby heads together. The ring in hand comes from the disc that looks
-best when every hop is charged the way over the head (an upper bound on the distance, by the triangle inequality).
+So each head sees only a small disc of candidates. Inside each disc the sweep is repeated (sweep.py): with the far-away
+fast machines gone it is much sharper, it now knows the distance from the head (in bands, which cost what lies between
+them), and it tells what a candidate costs as the ring's head from what it costs as a rider; that kills most heads and
+shrinks the other discs. Heads of one neighbourhood are treated as one head first, then in smaller neighbourhoods, then
+each for itself. The exact programme runs over what is left, nearby heads together. The ring in hand comes from the disc
+that looks best when every hop is charged the way over the head (an upper bound on the distance, by the triangle
+inequality); where a sweep leaves many, a small exact programme around the best head looks for a better one.
 
 Sources: bounding by a relaxed dynamic programme run from both ends, as in Held & Karp's and Christofides, Mingozzi &
 Toth's state-space relaxation ("State-space relaxation procedures for the computation of bounds to routing problems",
@@ -30,6 +32,7 @@ import numpy as np
 
 from paceline.routing.latency import Floats, Ints, shortened
 from paceline.routing.problem import Problem, Solution, solve
+from paceline.routing.sweep import Rows, through
 from paceline.routing.view import Bools
 
 PLAIN = 40
@@ -43,6 +46,12 @@ BATCH = 96
 
 CELLS = 6
 """Cells of the grid of neighbourhoods across the width of a disc."""
+
+FINER = 3
+"""Cells of the finer grid across one of the coarser."""
+
+MANY = 600
+"""So many pairs left after a sweep, and a better ring in hand is worth a small exact programme."""
 
 BANDS = 8
 """Ranges of distance from the head that a sweep tells apart."""
@@ -73,94 +82,13 @@ def solve_at_scale(problem: Problem, cutoff: float = np.inf) -> Solution | None:
 # --- bounds ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class _Rows:
-    """Candidates side by side in cells (ascending): ``cell = group · bands + band``.
-
-    Each group is a small ring problem of its own, around its head; a band is a range of distances from that head,
-    `width` seconds wide. One band: no geometry.
-    """
-
-    layers: int
-    start: Ints
-    end: Ints
-    cell: Ints
-    groups: int
-    bands: int
-    width: float
-    enter: Floats
-    leave: Floats
-    finish: Floats
-    per_layer: Floats
-
-    def between_bands(self) -> Floats:
-        """bands × bands: the least distance between two candidates of these bands, by the triangle inequality."""
-        step = np.arange(self.bands)
-        apart: Floats = self.width * np.maximum(np.abs(step[:, None] - step[None, :]) - 1.0, 0.0)
-        return apart
-
-
-def _through(rows: _Rows) -> Floats:
-    """Per row: a lower bound on the closed chains of its group that use the row for at least one layer."""
-    schedule = [_active(rows, layer) for layer in range(rows.layers)]
-    ahead, value = _backward(rows, schedule), np.full(len(rows.start), np.inf)
-    best, shape, apart = value.copy(), (rows.groups, rows.bands), rows.between_bands()
-    done = np.repeat(np.where(np.arange(rows.bands) == 0, 0.0, np.inf)[None, :], rows.groups, axis=0).ravel()
-    for layer in range(rows.layers):
-        at, firsts, cells = schedule[layer]
-        of = rows.cell[at]
-        reached = np.minimum(value[at], done[of] + rows.enter[at]) + rows.per_layer[at]
-        value[at] = reached
-        if layer == rows.layers - 1:
-            best[at] = np.minimum(best[at], reached + rows.finish[at] + apart[0][of % rows.bands])
-            break
-        left = reached + rows.leave[at]
-        best[at] = np.minimum(best[at], left + ahead[layer + 1][of])
-        done = _spread(left, firsts, cells, shape, apart)
-    return best
-
-
-def _backward(rows: _Rows, schedule: list[tuple[Ints, Ints, Ints]]) -> list[Floats]:
-    """Per cut and cell: the cheapest way home for whoever left a stage of that cell there."""
-    shape, apart = (rows.groups, rows.bands), rows.between_bands()
-    ahead = [np.zeros(0)] * rows.layers
-    value = np.full(len(rows.start), np.inf)
-    for layer in range(rows.layers - 1, 0, -1):
-        at, firsts, cells = schedule[layer]
-        of = rows.cell[at]
-        home = rows.finish[at] + apart[0][of % rows.bands]
-        onward = home if layer == rows.layers - 1 else ahead[layer + 1][of] + rows.leave[at]
-        value[at] = np.minimum(value[at], onward) + rows.per_layer[at]
-        ahead[layer] = _spread(value[at] + rows.enter[at], firsts, cells, shape, apart)
-    return ahead
-
-
-def _spread(value: Floats, firsts: Ints, cells: Ints, shape: tuple[int, int], apart: Floats) -> Floats:
-    """Least value per cell, then least over all bands of the group with the way between the bands added."""
-    least = np.full(shape[0] * shape[1], np.inf)
-    if len(value):
-        least[cells] = np.minimum.reduceat(value, firsts)
-    if shape[1] == 1:
-        return least
-    moved: Floats = (least.reshape(shape)[:, :, None] + apart).min(axis=1)
-    return moved.ravel()
-
-
-def _active(rows: _Rows, layer: int) -> tuple[Ints, Ints, Ints]:
-    """Rows that hold `layer`, where each cell begins among them, and which cells those are."""
-    at = np.flatnonzero((rows.start <= layer) & (rows.end > layer))
-    cell = rows.cell[at]
-    firsts = np.flatnonzero(np.diff(cell, prepend=-1))
-    return at, firsts, cell[firsts]
-
-
 def _bounds(problem: Problem, height: Floats) -> Floats:
     """``thr``: a lower bound on every ring of two or more stages through each candidate, without distances."""
     leave = height + np.where(_several(problem), 0.0, problem.upload)
-    cell = np.zeros(len(problem), dtype=np.int64)
-    return _through(
-        _Rows(
-            problem.layers, problem.start, problem.end, cell, 1, 1, 0.0,
+    one = np.zeros(len(problem), dtype=np.int64)
+    return through(
+        Rows(
+            problem.layers, problem.start, problem.end, one, one, 1, 1, np.zeros(1),
             height + problem.entry, leave, height + problem.tail, problem.per_layer,
         )
     )  # fmt: skip
@@ -226,11 +154,12 @@ def _first_ring(problem: Problem, bounds: Floats, size: int, cutoff: float) -> S
     picks = np.argpartition(bounds[pool][None, :] + 2.0 * gap, size - 1, axis=1)[:, :size]
     at, group = pool[picks].ravel(), np.repeat(np.arange(len(heads)), size)
     side = problem.latency.height[problem.peer[at]] + np.take_along_axis(gap, picks, axis=1).ravel()
-    star = _Rows(
-        problem.layers, problem.start[at], problem.end[at], group, len(heads), 1, 0.0,
+    star = Rows(
+        problem.layers, problem.start[at], problem.end[at],
+        group, np.zeros_like(group), len(heads), 1, np.zeros(len(heads)),
         side + problem.entry[at], side + problem.upload[at], side + problem.tail[at], problem.per_layer[at],
     )  # fmt: skip
-    promise = _through(star).reshape(len(heads), size).min(axis=1)
+    promise = through(star).reshape(len(heads), size).min(axis=1)
     disc = int(promise.argmin())
     chosen = np.unique(np.append(pool[picks[disc]], heads[disc]))
     found = solve(problem.take(chosen), cutoff)
@@ -266,7 +195,10 @@ class _Centres:
 
 
 def _around_heads(problem: Problem, bounds: Floats, limit: float) -> Solution | None:
-    """The cheapest ring of two or more candidates below `limit`, or None: neighbourhoods first, then single heads."""
+    """The cheapest ring of two or more candidates below `limit`, or None.
+
+    Neighbourhoods of heads first, then parts of those that are left, then single heads.
+    """
     stretch, height = _geometry(problem, bounds, limit)
     bounds = _bounds(problem, height)
     kept = np.flatnonzero(bounds <= limit + SLACK)
@@ -275,35 +207,36 @@ def _around_heads(problem: Problem, bounds: Floats, limit: float) -> Solution | 
         return None
     place = stretch * problem.latency.place[problem.peer]
     heads = np.flatnonzero(problem.start == 0)
-    near = _neighbourhoods(place, heads, bounds, limit)
-    centre, member, gap = _discs(place, near, bounds, limit)
-    alive = _inside_discs(problem, height, near, centre, member, gap) <= limit + SLACK
-    heads = heads[np.isin(near.of[heads], centre[alive])]
-    if not len(heads):
-        return None
-    head, member = _by_head(near.of[heads], centre[alive], member[alive])
-    single = _singles(place, heads, bounds)
-    gap = np.linalg.norm(place[member] - place[heads[head]], axis=1)
-    inside = np.maximum(bounds[heads[head]], bounds[member]) + 2.0 * gap <= limit + SLACK
-    head, member, gap = head[inside], member[inside], gap[inside]
-    bound = _inside_discs(problem, height, single, head, member, gap)
-    alive = bound <= limit + SLACK
-    found = _exact(problem, heads, head[alive], member[alive], bound[alive], limit)
-    return None if found is None else _renamed(found, kept)
-
-
-def _singles(place: Floats, heads: Ints, bounds: Floats) -> _Centres:
-    of = np.full(len(place), -1, dtype=np.int64)
-    of[heads] = np.arange(len(heads))
-    return _Centres(place[heads], np.zeros(len(heads)), bounds[heads], of)
-
-
-def _neighbourhoods(place: Floats, heads: Ints, bounds: Floats, limit: float) -> _Centres:
-    """Heads that share a cell of a grid, whose cells are small against what a disc can be wide."""
     side = max(limit - float(bounds[heads].min()), SLACK) / CELLS
-    cells = np.floor(place[heads] / side).astype(np.int64)
-    _, group = np.unique(cells, axis=0, return_inverse=True)
-    group = group.ravel()
+    centres = _neighbourhoods(place, heads, bounds, side, np.zeros(len(heads), dtype=np.int64))
+    pairs = _discs(place, centres, bounds, limit)
+    best: Solution | None = None
+    for finer in (side / FINER, 0.0):
+        bound, as_head = _inside_discs(problem, height, centres, pairs, BANDS)
+        if best is None and np.count_nonzero(bound <= limit + SLACK) > MANY:
+            best = _better(best, _most_promising(problem, centres, pairs, bound, as_head, limit))
+            limit = limit if best is None else best.cost
+        heads = heads[as_head[heads] <= limit + SLACK]
+        if not len(heads):
+            break
+        alive = (bound <= limit + SLACK) | (_leads(centres, pairs) & (as_head[pairs.member] <= limit + SLACK))
+        parent = centres.of[heads]
+        centres = _neighbourhoods(place, heads, bounds, finer, parent)
+        pairs = _inherited(place, centres, bounds, limit, (parent, pairs.centre[alive], pairs.member[alive]))
+    if len(heads):
+        bound, as_head = _inside_discs(problem, height, centres, pairs, 2 * BANDS)
+        alive = bound <= limit + SLACK
+        best = _better(best, _exact(problem, heads, pairs.centre[alive], pairs.member[alive], as_head[heads], limit))
+    return None if best is None else _renamed(best, kept)
+
+
+def _neighbourhoods(place: Floats, heads: Ints, bounds: Floats, side: float, parent: Ints) -> _Centres:
+    """Heads of one `parent` that share a cell of a grid, `side` seconds wide; each for itself where that is 0."""
+    if side > 0.0:
+        cells = np.column_stack([parent, np.floor(place[heads] / side).astype(np.int64)])
+        group = np.unique(cells, axis=0, return_inverse=True)[1].ravel()
+    else:
+        group = np.arange(len(heads))
     count = np.bincount(group).astype(np.float64)
     middle = np.stack([np.bincount(group, weights=axis) / count for axis in place[heads].T], axis=1)
     radius, bound = np.zeros(len(count)), np.full(len(count), np.inf)
@@ -314,10 +247,18 @@ def _neighbourhoods(place: Floats, heads: Ints, bounds: Floats, limit: float) ->
     return _Centres(middle, radius + SLACK, bound, of)
 
 
-def _discs(place: Floats, centres: _Centres, bounds: Floats, limit: float) -> tuple[Ints, Ints, Floats]:
-    """All pairs (centre, candidate) that the disc rule allows, by centre, and their distances.
+@dataclass(frozen=True, eq=False)
+class _Pairs:
+    """Centres with candidates that may ride with one of their heads, and how far they are from the centre's rim."""
 
-    A window along the first axis comes first, so that not every pair is looked at.
+    centre: Ints
+    member: Ints
+    gap: Floats
+
+
+def _discs(place: Floats, centres: _Centres, bounds: Floats, limit: float) -> _Pairs:
+    """All pairs that the disc rule allows. A window along the first axis comes first, so that not every pair is looked
+    at.
     """
     order = np.argsort(place[:, 0], kind="stable")
     line = place[order, 0]
@@ -325,11 +266,28 @@ def _discs(place: Floats, centres: _Centres, bounds: Floats, limit: float) -> tu
     low = np.searchsorted(line, centres.place[:, 0] - reach)
     counts = np.searchsorted(line, centres.place[:, 0] + reach, side="right") - low
     centre, at = _ranges(low, counts)
-    member = order[at]
-    gap = np.linalg.norm(place[member] - centres.place[centre], axis=1)
-    gap = np.maximum(gap - centres.radius[centre], 0.0)
+    return _allowed(place, centres, bounds, limit, centre, order[at])
+
+
+def _allowed(place: Floats, centres: _Centres, bounds: Floats, limit: float, centre: Ints, member: Ints) -> _Pairs:
+    """Those of the pairs that the disc rule allows."""
+    step = place[member] - centres.place[centre]
+    gap = np.maximum(np.sqrt(np.einsum("ij,ij->i", step, step)) - centres.radius[centre], 0.0)
     inside = np.maximum(centres.bound[centre], bounds[member]) + 2.0 * gap <= limit + SLACK
-    return centre[inside], member[inside], gap[inside]
+    return _Pairs(centre[inside], member[inside], gap[inside])
+
+
+def _inherited(place: Floats, centres: _Centres, bounds: Floats, limit: float, left: tuple[Ints, Ints, Ints]) -> _Pairs:
+    """Pairs of finer centres. `left`: each head's former centre, and the pairs (former centre, candidate) left."""
+    parent, centre, member = left
+    heads = np.flatnonzero(centres.of >= 0)
+    former = np.empty(len(centres.radius), dtype=np.int64)
+    former[centres.of[heads]] = parent
+    order = np.argsort(former, kind="stable")
+    first = np.searchsorted(former[order], centre)
+    counts = np.searchsorted(former[order], centre, side="right") - first
+    pair, at = _ranges(first, counts)
+    return _allowed(place, centres, bounds, limit, order[at], member[pair])
 
 
 def _ranges(low: Ints, counts: Ints) -> tuple[Ints, Ints]:
@@ -338,50 +296,60 @@ def _ranges(low: Ints, counts: Ints) -> tuple[Ints, Ints]:
     return which, np.arange(len(which)) + np.repeat(low - (np.cumsum(counts) - counts), counts)
 
 
-def _by_head(group: Ints, centre: Ints, member: Ints) -> tuple[Ints, Ints]:
-    """Pairs (neighbourhood, candidate) → pairs (index of head, candidate), `group` naming each head's neighbourhood."""
-    order = np.argsort(group, kind="stable")
-    first = np.searchsorted(group[order], centre)
-    counts = np.searchsorted(group[order], centre, side="right") - first
-    pair, at = _ranges(first, counts)
-    return order[at], member[pair]
-
-
 def _inside_discs(
-    problem: Problem, height: Floats, centres: _Centres, centre: Ints, member: Ints, gap: Floats
-) -> Floats:
-    """The sweep for each pair (centre, candidate), with the distance from the centre in `BANDS` bands."""
-    width = float(gap.max(initial=0.0)) / BANDS + SLACK
-    band = np.minimum((gap / width).astype(np.int64), BANDS - 1)
-    cell = centre * BANDS + band
-    order = np.argsort(cell, kind="stable")
-    at, side = member[order], height[member[order]]
-    # Only a centre's own heads may take layer 0; another candidate that begins there can join from layer 1 on.
-    start = np.where(centres.of[at] == centre[order], problem.start[at], np.maximum(problem.start[at], 1))
+    problem: Problem, height: Floats, centres: _Centres, pairs: _Pairs, bands: int
+) -> tuple[Floats, Floats]:
+    """The sweep for each pair, with the distance from the centre in bands: what a ring through the candidate
+    costs at least if one of the centre's heads leads it; and per candidate, if it leads itself.
+    """
+    own = np.flatnonzero(_leads(centres, pairs))
+    at = np.append(pairs.member, pairs.member[own])
+    centre, gap = np.append(pairs.centre, pairs.centre[own]), np.append(pairs.gap, pairs.gap[own])
+    leads = np.arange(len(at)) >= len(pairs.member)
+    width = np.zeros(len(centres.radius))
+    np.maximum.at(width, centre, gap)
+    width = width / bands + SLACK
+    side = height[at]
     leave = side + np.where(_several(problem), 0.0, problem.upload)[at]
-    rows = _Rows(
-        problem.layers, start, problem.end[at], cell[order], len(centres.radius), BANDS, width,
-        side + problem.entry[at], leave, side + problem.tail[at], problem.per_layer[at],
+    rows = Rows(
+        problem.layers, np.where(leads, 0, np.maximum(problem.start[at], 1)), problem.end[at],
+        centre, np.minimum((gap / width[centre]).astype(np.int64), bands - 1), len(width), bands, width,
+        side + problem.entry[at], leave, side + problem.tail[at], problem.per_layer[at], leads,
     )  # fmt: skip
-    bound = np.empty(len(order))
-    bound[order] = _through(rows)
-    return bound
+    bound = through(rows)
+    as_head = np.full(len(problem), np.inf)
+    as_head[pairs.member[own]] = bound[len(pairs.member) :]
+    return bound[: len(pairs.member)], as_head
 
 
-def _exact(problem: Problem, heads: Ints, head: Ints, member: Ints, bound: Floats, limit: float) -> Solution | None:
+def _leads(centres: _Centres, pairs: _Pairs) -> Bools:
+    """Pairs of a centre and one of its own heads."""
+    own: Bools = centres.of[pairs.member] == pairs.centre
+    return own
+
+
+def _most_promising(
+    problem: Problem, centres: _Centres, pairs: _Pairs, bound: Floats, as_head: Floats, limit: float
+) -> Solution | None:
+    """A ring that costs less than `limit`, if the head whose bound is least leads one with its best companions."""
+    lead = int(as_head.argmin())
+    mine = np.flatnonzero(pairs.centre == centres.of[lead])
+    mine = mine[np.argsort(bound[mine], kind="stable")[:BATCH]]
+    rows = np.union1d(pairs.member[mine], [lead])
+    found = solve(problem.take(rows), limit, np.searchsorted(rows, [lead]))
+    return None if found is None else _renamed(found, rows)
+
+
+def _exact(problem: Problem, heads: Ints, head: Ints, member: Ints, promise: Floats, limit: float) -> Solution | None:
     """The exact programme over the discs that are left, the most promising head first, then its neighbours outwards."""
     best: Solution | None = None
-    promise = np.full(len(heads), np.inf)
-    np.minimum.at(promise, head, bound)
     place = problem.latency.place[problem.peer[heads]]
     from_best = np.linalg.norm(place - place[promise.argmin()], axis=1)
-    if not len(head):
-        return None
     queue = [int(h) for h in np.lexsort((promise, from_best)) if promise[h] <= limit + SLACK]
     while queue:
         rows, batch = np.zeros(0, dtype=np.int64), 0
         for one in queue:
-            disc = np.union1d(rows, member[(head == one) & (bound <= limit + SLACK)])
+            disc = np.union1d(rows, np.append(member[head == one], heads[one]))
             if batch and len(disc) > BATCH:
                 break
             rows, batch = disc, batch + 1

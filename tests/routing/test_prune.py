@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from paceline.routing import prune
 from paceline.routing.candidates import eligible, problem_of
 from paceline.routing.coordinates import Coordinate
 from paceline.routing.cost import stage_costs
+from paceline.routing.latency import Ints
 from paceline.routing.plan import RingRequest
 from paceline.routing.problem import Problem, path_cost, solve, stages_of
+from paceline.routing.sweep import Rows, through
 from paceline.routing.view import swarm_view
 
 from .swarms import MODEL, NOW, REVISION, offer, service
@@ -60,6 +63,7 @@ def _eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prune, "PLAIN", 0)
     monkeypatch.setattr(prune, "HINT_SIZE", 4)
     monkeypatch.setattr(prune, "BATCH", 6)
+    monkeypatch.setattr(prune, "MANY", 2)
 
 
 def check(case: Problem) -> None:
@@ -88,6 +92,54 @@ def test_equal_to_the_plain_programme(seed: int, size: int, layers: int, noise: 
 @given(seeds, st.integers(2, 30), st.integers(1, 8), st.integers(1, 3))
 def test_equal_under_a_stage_limit(seed: int, size: int, layers: int, limit: int) -> None:
     check(replace(problem(seed, size, layers, 0.1, 0.2), max_stages=limit))
+
+
+@settings(max_examples=25, deadline=None)
+@given(seeds, st.integers(100, 400), st.integers(4, 24), st.sampled_from([0.0, 0.1]))
+def test_equal_among_hundreds(seed: int, size: int, layers: int, noise: float) -> None:
+    check(problem(seed, size, layers, noise, 0.05))
+
+
+@settings(max_examples=100, deadline=None)
+@given(seeds, st.integers(2, 30), st.integers(1, 8), st.integers(1, 4), st.integers(1, 4))
+def test_a_sweep_is_never_above_a_ring(seed: int, size: int, layers: int, groups: int, bands: int) -> None:
+    """Rings drawn at random, priced by the sweep's own rule with true distances from the head."""
+    random = np.random.default_rng(seed)
+    start = random.integers(0, layers, size)
+    end = np.minimum(layers, start + 1 + random.integers(0, layers, size))
+    gap, group = random.exponential(0.01, size), random.integers(0, groups, size)
+    start[gap == gap.min()] = 0
+    gap[gap == gap.min()] = 0.0
+    width = np.full(groups, 0.05 / bands)
+    band = np.minimum((gap / width[0]).astype(np.int64), bands - 1)
+    enter, leave, finish, per_layer = (random.lognormal(-6, 1, size) for _ in range(4))
+    rows = Rows(layers, start, end, group, band, groups, bands, width, enter, leave, finish, per_layer)
+    bound = through(rows)
+    for _ in range(30):
+        ring = _random_chain(random, start, end, group, band, layers)
+        if not ring:
+            continue
+        cost = sum(enter[i] + (b - a) * per_layer[i] for i, a, b in ring) + finish[ring[-1][0]]
+        cost += sum(leave[i] for i, _, _ in ring[:-1])
+        way = [0.0, *(gap[i] for i, _, _ in ring), 0.0]
+        cost += sum(abs(b - a) for a, b in pairwise(way[1:]))
+        assert all(bound[i] <= cost for i, _, _ in ring)
+
+
+def _random_chain(
+    random: np.random.Generator, start: Ints, end: Ints, group: Ints, band: Ints, layers: int
+) -> list[tuple[int, int, int]]:
+    """Legs that cover all layers inside one group, from a candidate in its nearest band; empty where luck ran out."""
+    at, ring, mine = 0, [], -1
+    while at < layers:
+        fits = (start <= at) & (end > at) & ((group == mine) if ring else (band == 0))
+        if not fits.any():
+            return []
+        i = int(random.choice(np.flatnonzero(fits)))
+        to = int(random.integers(at + 1, end[i] + 1))
+        ring.append((i, at, to))
+        at, mine = to, int(group[i])
+    return ring
 
 
 def test_all_alike_and_nowhere_in_particular() -> None:
