@@ -10,7 +10,8 @@ Who sends what:
 owner → stage   OpenStage, Prompt, CloseStage
 stage → owner   StageOpened, TokenEvent, StageError, Nack (the head's upstream is the owner)
 stage → stage   Frame (downstream), NextToken (tail → head), Nack (upstream)
-anyone          FencedBy, Ping, Pong, Hello, StatusRequest/Status, BlockRequest/BlockPiece
+anyone          FencedBy, Ping, Pong, Hello, StatusRequest/Status, BlockRequest/BlockPiece,
+                HoldingsRequest/Holdings
 ==============  =====================================================================================
 """
 
@@ -278,6 +279,20 @@ class BlockPiece(Struct, frozen=True, array_like=True, tag=17):
     total: U64
 
 
+class HoldingsRequest(Struct, frozen=True, array_like=True, tag=18):
+    """Which of these blocks do you hold?"""
+
+    request: U32
+    hashes: Annotated[tuple[HashBytes, ...], Meta(min_length=1, max_length=limits.MAX_HOLDINGS)]
+
+
+class Holdings(Struct, frozen=True, array_like=True, tag=19):
+    """Answer to a HoldingsRequest: a byte for each hash, in its order; 1 where the sender holds the block."""
+
+    request: U32
+    held: Annotated[bytes, Meta(max_length=limits.MAX_HOLDINGS)]
+
+
 Message = (
     OpenStage
     | StageOpened
@@ -296,6 +311,8 @@ Message = (
     | Status
     | BlockRequest
     | BlockPiece
+    | HoldingsRequest
+    | Holdings
 )
 
 SessionMessage = (

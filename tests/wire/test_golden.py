@@ -48,6 +48,8 @@ TAGS = {
     "Status": 15,
     "BlockRequest": 16,
     "BlockPiece": 17,
+    "HoldingsRequest": 18,
+    "Holdings": 19,
 }
 
 SESSION = bytes(range(16))
