@@ -155,6 +155,11 @@ class Links:
         since = self._now() - self._fell.get(peer, float("-inf"))
         return since if since <= self._config.retry_max_s else None
 
+    def waiting_bytes(self, peer: PeerId) -> int:
+        """Bytes put for a peer and not yet written; 0 where there is no link."""
+        link = self._links.get(peer)
+        return link.waiting_bytes if link else 0
+
     def reply(self, peer: PeerId, message: Message, payload: Buffer = b"") -> bool:
         """Queue one message on an existing link. False where there is none. Raises Overloaded."""
         link = self._links.get(peer)

@@ -1,20 +1,41 @@
-"""Serves pieces of verified blocks and manifests to whoever asks: a pure client fetches its tokenizer this way."""
+"""Serves pieces of verified blocks and manifests to whoever asks, in turn and within a rate.
+
+Knows requests, links and a source of blocks. Every peer has a short queue and the queues take turns, so that one who
+asks for a whole model does not starve a client that wants its tokenizer. A block is verified before its first piece
+leaves, off the event loop; what fails is not served.
+"""
 
 from __future__ import annotations
 
+from collections import deque
+from dataclasses import dataclass, field
 from typing import Protocol
 
+import trio
+
+from paceline.net.links import Links
+from paceline.node.weights_rate import Rate
 from paceline.store.store import Store
-from paceline.wire.errors import CorruptBlock
-from paceline.wire.ids import Revision
-from paceline.wire.messages import BlockPiece, BlockRequest
+from paceline.wire.errors import CorruptBlock, Overloaded
+from paceline.wire.ids import PeerId, Revision
+from paceline.wire.messages import BlockPiece, BlockRequest, Holdings, HoldingsRequest
+
+MOST_WAITING = 64
+"""Requests of one peer that wait; more are dropped, and the peer asks again."""
+
+MOST_QUEUED_BYTES = 4 * 1024 * 1024
+"""Bytes of pieces that wait on a link: frames of sessions wait behind them."""
 
 
 class BlockSource(Protocol):
-    """Where blocks lie: `store.Store` in life."""
+    """Where blocks lie: `StoreBlocks` in life. Called off the event loop."""
 
     def piece(self, digest: bytes, offset: int, length: int) -> tuple[int, bytes]:
         """``(size of the block, bytes)``; ``(0, b"")`` where it is not held."""
+        ...
+
+    def holds(self, digest: bytes) -> bool:
+        """Whether it is held. Quick; may turn out wrong."""
         ...
 
 
@@ -24,18 +45,18 @@ class NoBlocks:
     def piece(self, digest: bytes, offset: int, length: int) -> tuple[int, bytes]:
         return 0, b""
 
-
-def answer(source: BlockSource, request: BlockRequest) -> tuple[BlockPiece, bytes]:
-    """The piece asked for, as message and payload."""
-    total, data = source.piece(request.hash, request.offset, request.length)
-    return BlockPiece(request.request, total), data
+    def holds(self, digest: bytes) -> bool:
+        return False
 
 
 class StoreBlocks:
-    """Blocks of a model store. Only text blocks and manifests are small enough to be served piece by piece."""
+    """Blocks and manifests of a model store."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
+
+    def holds(self, digest: bytes) -> bool:
+        return self._store.has(digest) or self._store.manifest_path(Revision(digest)).exists()
 
     def piece(self, digest: bytes, offset: int, length: int) -> tuple[int, bytes]:
         try:
@@ -44,9 +65,89 @@ class StoreBlocks:
                 if not self._store.has(digest):
                     return 0, b""
                 path = self._store.path(digest)
-            with path.open("rb") as file:
+            with path.open("rb", buffering=0) as file:
                 total = file.seek(0, 2)
                 file.seek(min(offset, total))
                 return total, file.read(length)
         except (OSError, CorruptBlock):
             return 0, b""
+
+
+@dataclass(slots=True)
+class DeskStatistics:
+    """Since the start."""
+
+    pieces: int = 0
+    bytes: int = 0
+    refused: int = 0
+
+
+@dataclass(slots=True)
+class _Queue:
+    waiting: deque[BlockRequest] = field(default_factory=deque)
+
+
+class BlockDesk:
+    """See the module's docstring. `bytes_per_s`: of all that is served; 0: no limit."""
+
+    def __init__(self, links: Links, source: BlockSource, bytes_per_s: float = 0.0) -> None:
+        self.statistics = DeskStatistics()
+        self._links = links
+        self._source = source
+        self._rate = Rate(bytes_per_s)
+        self._queues: dict[PeerId, _Queue] = {}
+        self._turn: deque[PeerId] = deque()
+        self._bell = trio.Event()
+
+    def handle(self, peer: PeerId, message: BlockRequest | HoldingsRequest) -> None:
+        """A question from a peer; never blocks."""
+        if isinstance(message, HoldingsRequest):
+            held = bytes(self._source.holds(digest) for digest in message.hashes)
+            self._links.reply(peer, Holdings(message.request, held))
+            return
+        queue = self._queues.get(peer)
+        if queue is None:
+            queue = self._queues[peer] = _Queue()
+            self._turn.append(peer)
+        if len(queue.waiting) >= MOST_WAITING:
+            self.statistics.refused += 1
+            return
+        queue.waiting.append(message)
+        self._bell.set()
+
+    async def run(self) -> None:
+        """Answer until cancelled."""
+        while True:
+            peer = self._next()
+            if peer is None:
+                self._bell = trio.Event()
+                with trio.move_on_after(0.01 if self._turn else float("inf")):
+                    await self._bell.wait()
+                continue
+            await self._serve(peer, self._queues[peer].waiting.popleft())
+
+    def _next(self) -> PeerId | None:
+        """Whose turn it is: of those who ask and whose link has room. Peers that ask nothing more are forgotten."""
+        for _ in range(len(self._turn)):
+            peer = self._turn[0]
+            if not self._queues[peer].waiting:
+                self._turn.popleft()
+                del self._queues[peer]
+                continue
+            self._turn.rotate(-1)
+            if self._links.waiting_bytes(peer) < MOST_QUEUED_BYTES:
+                return peer
+        return None
+
+    async def _serve(self, peer: PeerId, asked: BlockRequest) -> None:
+        if (wait_s := self._rate.wait_s(trio.current_time())) > 0:
+            await trio.sleep(wait_s)
+        total, data = await trio.to_thread.run_sync(self._source.piece, asked.hash, asked.offset, asked.length)
+        try:
+            self._links.reply(peer, BlockPiece(asked.request, total), data)
+        except Overloaded:
+            self.statistics.refused += 1
+            return
+        self._rate.spend(len(data), trio.current_time())
+        self.statistics.pieces += 1
+        self.statistics.bytes += len(data)

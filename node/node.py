@@ -16,17 +16,30 @@ from paceline.consistency.effects import Send
 from paceline.dht.directory import Directory
 from paceline.net.links import Links, LinksConfig
 from paceline.net.transport import Transport
-from paceline.node.blocks import BlockSource, NoBlocks, answer
+from paceline.node.blocks import BlockDesk, BlockSource, NoBlocks
 from paceline.node.config import NodeConfig
 from paceline.node.engine_thread import Engine, EngineThread
 from paceline.node.offering import Offering
 from paceline.node.services import LoadedService
 from paceline.node.sessions import SessionTable
 from paceline.node.stage_loop import StageLoop
+from paceline.node.weights_fetch import Fetcher
 from paceline.node.tracing import Tracing
 from paceline.wire.errors import PacelineError
 from paceline.wire.ids import PeerId
-from paceline.wire.messages import BlockRequest, Message, OpenStage, PeerAddress, SessionMessage, Status, StatusRequest
+from paceline.wire.messages import (
+    BlockPiece,
+    BlockRequest,
+    Holdings,
+    HoldingsRequest,
+    Message,
+    OpenStage,
+    PeerAddress,
+    SessionMessage,
+    Status,
+    StatusRequest,
+)
+from paceline.wire.releases import SignedRelease
 
 SESSION_MESSAGES = get_args(SessionMessage)
 
@@ -63,7 +76,12 @@ class Node:
             on_rest=on_rest,
         )
         self.offering = Offering(self, unix_time)
-        self._blocks = blocks or NoBlocks()
+        self.desk = BlockDesk(self.links, blocks or NoBlocks(), self.config.upload_bytes_per_s)
+        self.fetcher: Fetcher | None = None
+        """Brings blocks from other nodes, where this one is built to."""
+        self.unannounced: list[LoadedService] = []
+        """Services that end when their last session has: they serve whoever rides, and are offered no more."""
+        self.frontier: Callable[[], tuple[SignedRelease, ...]] = tuple
         self._details = details
         self.ready = trio.Event()
         self._leaving = trio.Event()
@@ -77,8 +95,10 @@ class Node:
             self.loop.post(peer, message, payload)
         elif isinstance(message, StatusRequest):
             self.links.reply(peer, Status(message.request, msgspec.json.encode(self.status())))
-        elif isinstance(message, BlockRequest):
-            self.links.reply(peer, *answer(self._blocks, message))
+        elif isinstance(message, BlockRequest | HoldingsRequest):
+            self.desk.handle(peer, message)
+        elif isinstance(message, BlockPiece | Holdings) and self.fetcher is not None:
+            self.fetcher.on_message(peer, message, payload)
 
     def _warm_up(self, m: OpenStage) -> None:
         """Dial the neighbours that this stage will send to, while the prompt is still being computed elsewhere.
@@ -97,6 +117,8 @@ class Node:
 
     def _send(self, effect: Send) -> None:
         if isinstance(effect.to, PeerAddress):
+        if self.fetcher is not None:
+            self.fetcher.on_lost(peer)
             self.links.send(effect.to, effect.message, effect.payload)
         else:
             self.links.reply(effect.to, effect.message, effect.payload)
@@ -117,6 +139,7 @@ class Node:
                 await self._leaving.wait()
                 await self._drain()
                 nursery.cancel_scope.cancel()
+                nursery.start_soon(self.desk.run)
 
     def leave(self) -> None:
         """Begin the drain: no new sessions, let the present ones finish or move, then end."""
@@ -176,4 +199,5 @@ class Node:
             "rtt_s": {peer: self.links.rtt_s(peer) for peer in self.links.peers()},
             "directory": self.directory.statistics(),
             **self._details(),
+            "blocks_served": msgspec.to_builtins(self.desk.statistics),
         }

@@ -28,15 +28,17 @@ class Offering:
         self._sequence = max(self._sequence + 1, int(now * 1e6))
         rtts = [(peer, node.links.rtt_s(peer)) for peer in node.links.peers()]
         near = sorted(((peer, rtt) for peer, rtt in rtts if rtt is not None), key=lambda pair: pair[1])
+        offered = [s for s in node.table.services if not any(s is other for other in node.unannounced)]
         return Offer(
             at=node.links.address,
             sequence=self._sequence,
             issued_at=now,
             expires_at=now + node.config.offer_s,
-            services=tuple(s.offered(node.table.of_service(s)) for s in node.table.services),
-            state="draining" if node.table.draining else "serving",
+            services=tuple(s.offered(node.table.of_service(s)) for s in offered),
+            state="draining" if node.table.draining else "serving" if offered else "joining",
             rtts=tuple(near[: node.config.near_peers]),
             agent=node.config.agent,
+            frontier=node.frontier(),
         )
 
     async def announce(self) -> None:

@@ -131,6 +131,24 @@ class Store:
             _sync_folder(target.parent)
             self._verified.add(writer.block.digest)
 
+    def adopt(self, path: Path, handle: int, block: Block) -> None:
+        """Take over a file that has been written elsewhere under the same root, as `block`.
+
+        `handle`: the open file. Raises CorruptBlock where it is another one; it stays where it is then.
+        """
+        with _disk_errors(self.root):
+            hasher, at = sha256(), 0
+            while piece := os.pread(handle, _PIECE, at):
+                hasher.update(piece)
+                at += len(piece)
+            if at != block.size or hasher.digest() != block.digest:
+                raise CorruptBlock(f"what was fetched as block {block.hash[:12]} is another one")
+            os.fsync(handle)
+            target = self._block_path(block.digest)
+            os.replace(path, target)
+            _sync_folder(target.parent)
+            self._verified.add(block.digest)
+
     def remove_corrupt(self, digest: bytes) -> None:
         """Forget a block that failed verification, so that it can be fetched again."""
         self._verified.discard(digest)
