@@ -50,5 +50,5 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "Setting up .venv with $$($$found --version), once; this takes a few minutes."; \
 	  $$found -m venv --clear .venv; \
 	fi
-	@.venv/bin/python -m pip install -c constraints.txt -e ".[node,gateway,dev]"
+	@.venv/bin/python -m pip install -c constraints.txt -e ".[node,gateway,telemetry,dev]"
 	@echo "$(CURDIR)" > $@

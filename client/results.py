@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from paceline.consistency.owner import Failover
+from paceline.wire.ids import trace_id
 from paceline.wire.messages import StageTime
 from paceline.wire.session import SessionState
 
@@ -67,6 +68,11 @@ class Result:
     total_s: float
     intervals_s: tuple[float, ...]
     state: SessionState
+
+    @property
+    def trace(self) -> str:
+        """The name of this generation in logs, spans and headers of all that took part."""
+        return trace_id(self.state.session)
 
     @property
     def tokens_per_s(self) -> float:

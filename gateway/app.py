@@ -30,6 +30,7 @@ from paceline.gateway.generating import Generating
 from paceline.gateway.metrics import Metrics
 from paceline.gateway.openapi import Operation, document
 from paceline.gateway.responses_writer import RESPONSE_EVENTS
+from paceline.gateway.spans import Spans
 from paceline.gateway.swarm_map import SwarmMap
 from paceline.wire.errors import InternalError, InvalidRequest, ModelNotFound, PacelineError
 
@@ -64,12 +65,12 @@ class Gateway:
     operations: tuple[Operation, ...]
 
 
-def gateway(core: ClientCore, config: GatewayConfig) -> Gateway:
-    """A gateway over `core`, for use inside `core.run()`."""
+def gateway(core: ClientCore, config: GatewayConfig, spans: Spans | None = None) -> Gateway:
+    """A gateway over `core`, for use inside `core.run()`. `spans`: where answers are told of to a collector."""
     gate, metrics = Gate(config), Metrics()
     catalogue = Catalogue(core, int(time.time()))
     table = [
-        *_generating(Generating(core, config, gate, catalogue, metrics)),
+        *_generating(Generating(core, config, gate, catalogue, metrics, spans)),
         *_questions(gate, catalogue, SwarmMap(core, config.swarm_cache_s), metrics),
     ]
     operations = tuple(operation for operation, _ in table)

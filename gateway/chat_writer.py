@@ -62,9 +62,10 @@ class ChatWriter:
         logprob = content_logprob(piece.logprob) if self._logprobs and piece.logprob else None
         if logprob is not None:
             state.logprobs.append(logprob)
-        if not found and logprob is None and ride is None and state.began:
+        if not found and logprob is None and ride is None and not piece.timings and state.began:
             return []
-        return [Event(self._chunk(choice, self._delta(state, found), [logprob] if logprob else [], ride=ride))]
+        chunk = self._chunk(choice, self._delta(state, found), [logprob] if logprob else [], ride=ride)
+        return [Event(replace(chunk, timings=list(piece.timings)) if piece.timings else chunk)]
 
     def _delta(self, state: _Choice, found: Sequence[str | Call]) -> Delta:
         text = "".join(part for part in found if isinstance(part, str))

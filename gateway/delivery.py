@@ -7,7 +7,7 @@ error event; a stream that ends without a finish reason did not finish.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 import trio
@@ -132,6 +132,8 @@ class Delivery(Response):
         if job.events and job.streamed and source.version != self._versions[choice]:
             self._versions[choice] = source.version
             ride = account(source.result())
+        if piece.timings and not job.events:
+            piece = replace(piece, timings=())
         events = job.writer.piece(choice, piece, ride)
         if piece.index > job.after:
             await self._emit(events, f"{piece.index}" if job.numbered else "")

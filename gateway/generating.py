@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,6 +30,7 @@ from paceline.gateway.requests import ChatRequest, CompletionRequest, ResponsesR
 from paceline.gateway.responses_writer import ResponsesWriter
 from paceline.gateway.shelf import Kept, Shelf
 from paceline.gateway.source import LiveSource, ResumedSource, continuable
+from paceline.gateway.spans import Answer, Spans
 from paceline.gateway.text_writer import TextWriter
 from paceline.gateway.writers import Head, Writer
 
@@ -56,13 +57,20 @@ class Generating:
     """The endpoints."""
 
     def __init__(
-        self, core: ClientCore, config: GatewayConfig, gate: Gate, catalogue: Catalogue, metrics: Metrics
+        self,
+        core: ClientCore,
+        config: GatewayConfig,
+        gate: Gate,
+        catalogue: Catalogue,
+        metrics: Metrics,
+        spans: Spans | None = None,
     ) -> None:
         self._core = core
         self._config = config
         self._gate = gate
         self._catalogue = catalogue
         self._metrics = metrics
+        self._spans = spans
         self._shelf = Shelf(config.resumable, config.resume_s)
 
     # --- endpoints ----------------------------------------------------------------------------------------------
@@ -87,7 +95,7 @@ class Generating:
     async def _answered(self, request: Request, prepare: Callable[[Request], Awaitable[Ask]]) -> Response:
         began = trio.current_time()
         with self._admitted(request) as meter:
-            return await self._started(await prepare(request), meter, began)
+            return await self._started(await prepare(request), meter, began, request.headers)
 
     @contextmanager
     def _admitted(self, request: Request) -> Iterator[Meter]:
@@ -166,11 +174,12 @@ class Generating:
 
     # --- running it ---------------------------------------------------------------------------------------------
 
-    async def _started(self, ask: Ask, meter: Meter, began: float) -> Response:
+    async def _started(self, ask: Ask, meter: Meter, began: float, headers: Mapping[str, str]) -> Response:
         sources: list[LiveSource] = []
         with ExitStack() as stack:
             for start, options in ask.starts:
-                sources.append(LiveSource(await start(options)))
+                traced = replace(options, trace=options.trace or self._spans is not None)
+                sources.append(LiveSource(await start(traced)))
                 stack.callback(sources[-1].cancel)
             stack.pop_all()
         head = self._head(ask, sources[0])
@@ -180,7 +189,8 @@ class Generating:
             kept = self._keep(ask, head, sources[0], meter)
             job.numbered = True
             job.extra = {"x-paceline-stream": head.id}
-        return self._delivered(job, meter, began, head.id, kept)
+        told = [self._spans.begin(headers, each.result(), ask.endpoint) for each in sources] if self._spans else []
+        return self._delivered(job, meter, began, head.id, kept, told)
 
     def _keep(self, ask: Ask, head: Head, source: LiveSource, meter: Meter) -> Kept:
         kept = Kept(
@@ -194,18 +204,24 @@ class Generating:
         self._shelf.put(head.id, kept, trio.current_time())
         return kept
 
-    def _delivered(self, job: Job, meter: Meter, began: float, name: str, kept: Kept | None) -> Response:
+    def _delivered(
+        self, job: Job, meter: Meter, began: float, name: str, kept: Kept | None, told: Sequence[Answer] = ()
+    ) -> Response:
         watch = Watch(self._metrics, began, len(job.sources), replayed=len(kept.pieces) if kept else 0)
 
         def on_piece(choice: int, piece: Piece) -> None:
             watch.piece(choice, piece)
             if kept is not None and piece.index == len(kept.pieces):
                 kept.pieces.append(piece)
+            if told:
+                told[choice].piece(piece, job.sources[choice].stages)
 
         def on_over(job: Job) -> None:
             results = [source.result() for source in job.sources]
             watch.over(results, job.error, complete=job.complete)
             meter.done(sum(result.prompt_tokens for result in results) + watch.tokens, trio.current_time())
+            for answer, result in zip(told, results, strict=False):
+                answer.over(result, job.error)
             if kept is not None:
                 kept.finished = job.results[0]
                 self._shelf.touch(name, kept, trio.current_time())

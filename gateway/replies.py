@@ -62,6 +62,10 @@ class RideAccount(Struct, frozen=True):
     failovers: list[FailoverAccount]
 
 
+StageTimes = list[tuple[int, int, int]]
+"""One trip around the ring: of each stage, head first, the µs of the hop to it, of waiting there and of computing."""
+
+
 # --- chat ---------------------------------------------------------------------------------------------------------
 
 
@@ -123,6 +127,7 @@ class ChatChunk(Struct, frozen=True, kw_only=True):
     choices: list[ChunkChoice]
     usage: Usage | UnsetType | None = UNSET
     paceline: RideAccount | UnsetType = UNSET
+    timings: StageTimes | UnsetType = UNSET
 
 
 class AssistantMessage(Struct, frozen=True):
@@ -178,6 +183,7 @@ class TextCompletion(Struct, frozen=True, kw_only=True):
     choices: list[TextChoice]
     usage: Usage | UnsetType | None = UNSET
     paceline: RideAccount | UnsetType = UNSET
+    timings: StageTimes | UnsetType = UNSET
 
 
 # --- responses --------------------------------------------------------------------------------------------------

@@ -281,6 +281,7 @@ def _options(request: Common, most: int, wait_s: float, logprobs: int | None = N
             "stop": (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ()),
             "frequency_penalty": request.frequency_penalty or 0.0,
             "presence_penalty": request.presence_penalty or 0.0,
+            "trace": request.paceline_events and bool(request.stream),
         }
     return GenerateOptions(
         model=request.model,

@@ -17,6 +17,7 @@ from hypercorn.typing import ASGIFramework
 from paceline.client.core import ClientCore
 from paceline.gateway.app import gateway
 from paceline.gateway.config import GatewayConfig
+from paceline.gateway.spans import configured
 from paceline.wire.errors import InvalidRequest
 
 BACKLOG = 128
@@ -39,10 +40,15 @@ async def serve(core: ClientCore, config: GatewayConfig, *, started: Callable[[s
         server.h11_max_incomplete_size = 64 * 1024
         server.include_server_header = False
         port = listener.getsockname()[1]
-        app = cast(ASGIFramework, gateway(core, config).app)
-        async with trio.open_nursery() as nursery:
-            await nursery.start(partial(hypercorn_serve, app, server, mode="asgi"))
-            started(_url(config.host, port))
+        spans = configured()
+        app = cast(ASGIFramework, gateway(core, config, spans).app)
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(partial(hypercorn_serve, app, server, mode="asgi"))
+                started(_url(config.host, port))
+        finally:
+            if spans is not None:
+                spans.close()
 
 
 def _url(host: str, port: int) -> str:

@@ -34,6 +34,11 @@ class Source(Protocol):
         """Changes whenever the ring does."""
         ...
 
+    @property
+    def stages(self) -> list[str]:
+        """The ring's stages by name, head first."""
+        ...
+
 
 class LiveSource:
     """A running generation."""
@@ -49,6 +54,11 @@ class LiveSource:
         """Epoch, and repairs so far."""
         owner = self._stream.ride.owner
         return owner.epoch, len(owner.failovers)
+
+    @property
+    def stages(self) -> list[str]:
+        """The ring's stages by name, head first."""
+        return [f"{stage.start}:{stage.end} {stage.at.peer[-8:]}" for stage in self._stream.ride.owner.route]
 
 
 class ResumedSource:
@@ -78,6 +88,11 @@ class ResumedSource:
     def version(self) -> tuple[int, int]:
         """See Source."""
         return LiveSource(self._stream).version if self._stream is not None else (0, 0)
+
+    @property
+    def stages(self) -> list[str]:
+        """See Source."""
+        return LiveSource(self._stream).stages if self._stream is not None else []
 
 
 def continuable(state: SessionState, made: int) -> SessionState:
@@ -109,5 +124,6 @@ def headers(results: Sequence[Result]) -> dict[str, str]:
     return {
         "x-paceline-route": ",".join(f"{rider.peer}:{rider.start}-{rider.end}" for rider in first.route),
         "x-paceline-revision": first.revision,
+        "x-paceline-trace": first.trace,
         "x-paceline-failovers": str(sum(len(result.failovers) for result in results)),
     }

@@ -58,9 +58,10 @@ class TextWriter:
             state.logprobs.append(piece.logprob)
             state.offsets.append(offset)
             logprobs = self._told([piece.logprob], [offset])
-        if not piece.text and logprobs is None and ride is None:
+        if not piece.text and logprobs is None and ride is None and not piece.timings:
             return []
-        return [Event(self._bare([TextChoice(choice, piece.text, logprobs)], ride))]
+        chunk = self._bare([TextChoice(choice, piece.text, logprobs)], ride)
+        return [Event(replace(chunk, timings=list(piece.timings)) if piece.timings else chunk)]
 
     def end(self, choice: int, result: Result) -> list[Event]:
         """The chunk with the finish reason."""

@@ -32,7 +32,7 @@ class Room:
     may: frozenset[str]
     third: frozenset[str]
     extra: str = ""
-    """The optional dependency group that an install needs for this room."""
+    """The optional dependency groups that an install needs for this room."""
 
 
 def room(may: str = "", third: str = "", extra: str = "") -> Room:
@@ -55,7 +55,11 @@ ROOMS = {
     "client": room(
         "wire routing consistency net dht store", "trio anyio sniffio msgspec tokenizers jinja2 numpy platformdirs"
     ),
-    "gateway": room("wire client", "trio msgspec starlette hypercorn prometheus_client", extra="gateway"),
+    "gateway": room(
+        "wire client",
+        "trio msgspec starlette hypercorn prometheus_client opentelemetry",
+        extra="gateway telemetry",
+    ),
     "sim": room("wire routing consistency client.generation engine.toy engine.shard engine.sampling engine.draw"),
     "cli": Room(ALL, frozenset(("typer", "click", "rich", "trio", "anyio", "msgspec", "platformdirs"))),
 }
@@ -252,8 +256,8 @@ def test_what_a_room_imports_its_install_declares() -> None:
     homes = metadata.packages_distributions()
     missing = set()
     for source in sources():
-        extra = ROOMS[source.room].extra
-        declared = _names(project["dependencies"] + (project["optional-dependencies"][extra] if extra else []))
+        groups = [project["optional-dependencies"][extra] for extra in ROOMS[source.room].extra.split()]
+        declared = _names([*project["dependencies"], *(name for group in groups for name in group)])
         for line, module in named_imports(source):
             top = module.partition(".")[0]
             known = {_plain(home) for home in homes.get(top, [top])} & declared

@@ -6,6 +6,7 @@ Knows how ids look. Refuses to know how they are made from keys (net) or from we
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import NewType
 
 PeerId = NewType("PeerId", str)
@@ -43,6 +44,13 @@ def epoch_after(previous: Epoch, owner_tag: int) -> Epoch:
 def epoch_number(epoch: Epoch) -> int:
     """How many route changes the session has seen: what people are shown."""
     return epoch >> 32
+
+
+def trace_id(session: bytes) -> str:
+    """What logs, spans and headers call a session, 32 hexadecimal digits: whoever knows the session id itself may take
+    the session over, so that is never written down.
+    """
+    return blake2b(session, digest_size=16, person=b"paceline.trace").hexdigest()
 
 
 def revision_hex(revision: Revision) -> str:

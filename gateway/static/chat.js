@@ -144,7 +144,7 @@ export class Chat {
       told.tokens = told.event + 1;
       told.last = performance.now();
       told.first ||= told.last;
-      this.ring.token(told);
+      this.ring.token(told, chunk.timings);
     }
     return false;
   }

@@ -15,6 +15,10 @@ function draw(kind, attributes, text = "") {
   return made;
 }
 
+function ms(microseconds) {
+  return (microseconds / 1000).toFixed(1) + " ms";
+}
+
 function point(turn, radius = RADIUS) {
   const angle = (turn - 0.25) * 2 * Math.PI;
   return [MIDDLE + radius * Math.cos(angle), MIDDLE + radius * Math.sin(angle)];
@@ -38,6 +42,7 @@ export class Ring {
     this.times = [];
     this.failovers = 0;
     this.draw();
+    this.fall([]);
   }
 
   // --- what the chat tells ---------------------------------------------------------------------------------------
@@ -53,6 +58,7 @@ export class Ring {
     this.speed.textContent = "…";
     this.stall = setInterval(() => this.notice(), 250);
     this.bars();
+    this.fall([]);
   }
 
   ride(told) {
@@ -63,8 +69,9 @@ export class Ring {
     this.draw();
   }
 
-  token(told) {
+  token(told, timings) {
     const now = performance.now();
+    if (timings) this.fall(timings);
     if (this.last !== null) this.times.push({ took: now - this.last, mended: this.mended });
     this.mended = false;
     this.last = now;
@@ -159,6 +166,32 @@ export class Ring {
       if (turn < 1 && this.running) this.frame = requestAnimationFrame(step);
     };
     this.frame = requestAnimationFrame(step);
+  }
+
+  // One row a stage, from left to right: the hop to it, its wait, its computing, where they lie in the token's trip.
+  fall(stages) {
+    const row = 20;
+    const whole = Math.max(1, stages.flat().reduce((sum, part) => sum + Math.max(0, part), 0));
+    const parts = [];
+    let x = 0;
+    stages.forEach((times, index) => {
+      const stage = this.route[index];
+      const y = index * row;
+      times.forEach((took, part) => {
+        const width = (Math.max(0, took) / whole) * 200;
+        const made = draw("rect", { x, y: y + 3, width, height: row - 7, rx: Math.min(2, width / 2), class: ["hop", "queue", "compute"][part] });
+        if (stage) made.style.color = this.colourOf(stage.peer);
+        made.append(draw("title", {}, ["on the way", "waiting", "computing"][part] + ` ${ms(took)}`));
+        parts.push(made);
+        x += width;
+      });
+      const name = stage ? this.nameOf(stage.peer) : `stage ${index + 1}`;
+      parts.push(draw("text", { x: 300, y: y + 13, "text-anchor": "end" }, `${name} ${ms(times[1] + times[2])}`));
+    });
+    at("fall").setAttribute("viewBox", `0 0 300 ${Math.max(1, stages.length) * row}`);
+    at("fall").parentElement.hidden = !stages.length;
+    at("fall").replaceChildren(...parts);
+    at("fall-sum").textContent = stages.length ? ms(stages.flat().reduce((sum, part) => sum + part, 0)) : "";
   }
 
   bars() {

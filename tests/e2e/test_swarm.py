@@ -10,6 +10,7 @@ import trio
 
 from paceline.cli.local_swarm import LocalSwarm
 from paceline.client import AsyncClient, Client
+from paceline.client.timeline import timeline
 
 PROMPT = "The capital of France is"
 GARBAGE = (
@@ -122,3 +123,11 @@ def test_a_killed_node_costs_a_pause_and_no_token(swarm: LocalSwarm, home: Path)
         assert len(answer.result.failovers) == 1
         assert answer.result.failovers[0].lost == (middle,)
         assert answer.result.failovers[0].kept == 2
+
+
+def test_the_times_that_stages_tell_are_the_time_that_a_token_takes(swarm: LocalSwarm, home: Path) -> None:
+    with Client(swarm.bootstrap, home=home) as client:
+        answer = client.generate(PROMPT, max_tokens=32, ignore_eos=True, trace=True)
+        found = timeline(list(answer), answer.result)
+        assert len(found.stages) == len(answer.result.route) == 3
+        assert abs(found.off) <= 0.10
