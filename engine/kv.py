@@ -22,8 +22,28 @@ class SessionKV:
     def __init__(self, layers: int, limit: int) -> None:
         self.length = 0
         self.limit = limit
+        self.expected = 0
+        """Positions that are about to be written: one growth instead of several."""
         self.keys: list[Tensor | None] = [None] * layers
         self.values: list[Tensor | None] = [None] * layers
+
+    @property
+    def capacity(self) -> int:
+        """Positions that memory is held for."""
+        return next((keys.shape[1] for keys in self.keys if keys is not None), 0)
+
+    def capacity_for(self, end: int) -> int:
+        """`capacity` once positions ``[0, end)`` have been written."""
+        return self._capacity(self.capacity, end)
+
+    def parts(self, start: int, end: int) -> list[Tensor]:
+        """Views of positions ``[start, end)``: keys and values of each layer that the session uses, in order."""
+        held = [tensor for pair in zip(self.keys, self.values, strict=True) for tensor in pair if tensor is not None]
+        return [tensor[:, start:end] for tensor in held]
+
+    def drop(self) -> None:
+        """Free the memory. `length` stays: the caller has the content elsewhere."""
+        self.keys, self.values = [None] * len(self.keys), [None] * len(self.values)
 
     def write(self, layer: int, start: int, key: Tensor, value: Tensor) -> None:
         """Put ``[kv heads, n, head size]`` at positions ``[start, start + n)`` of the span's `layer`-th layer."""
@@ -35,6 +55,14 @@ class SessionKV:
         keys[:, start:end] = key
         values[:, start:end] = value
 
+    def put(self, layer: int, which: int, start: int, part: Tensor) -> None:
+        """As `write`, of the keys (`which` 0) or the values (1) alone."""
+        held = (self.keys, self.values)[which]
+        tensor, end = held[layer], start + part.shape[1]
+        if tensor is None or tensor.shape[1] < end:
+            tensor = held[layer] = self._grown(tensor, part, start, end)
+        tensor[:, start:end] = part
+
     def read(self, layer: int, start: int, end: int) -> tuple[Tensor, Tensor]:
         """Views ``[kv heads, end - start, head size]`` of keys and values."""
         keys, values = self.keys[layer], self.values[layer]
@@ -43,13 +71,17 @@ class SessionKV:
         return keys[:, start:end], values[:, start:end]
 
     def _grown(self, old: Tensor | None, like: Tensor, used: int, need: int) -> Tensor:
-        capacity = _FIRST if old is None else old.shape[1]
-        while capacity < need:
-            capacity *= 2
-        new = torch.empty(like.shape[0], min(capacity, self.limit), like.shape[2], dtype=like.dtype, device=like.device)
+        capacity = self._capacity(0 if old is None else old.shape[1], max(need, self.expected))
+        new = torch.empty(like.shape[0], capacity, like.shape[2], dtype=like.dtype, device=like.device)
         if old is not None:
             new[:, :used] = old[:, :used]
         return new
+
+    def _capacity(self, now: int, end: int) -> int:
+        capacity = now or _FIRST
+        while capacity < end:
+            capacity *= 2
+        return max(end, min(capacity, self.limit))
 
 
 @dataclass(frozen=True, slots=True)

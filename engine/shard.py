@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from paceline.wire.ids import Span
 from paceline.wire.messages import Dtype
@@ -150,4 +150,31 @@ class Shard(Protocol):
 
         Outputs stand in the order of the batch. Blocking and CPU/GPU-bound: callers run it on their engine thread.
         """
+        ...
+
+
+@runtime_checkable
+class Paged(Protocol):
+    """What a shard may offer beside `Shard`: more sessions than memory holds, and prefixes computed once.
+
+    A caller that uses neither loses nothing but speed: `step` runs whatever it is given.
+    """
+
+    def share(self, key: Key, scope: bytes) -> None:
+        """Let an open session that is still empty reuse what others of the same `scope` computed from the same input,
+        and leave its own to them. Sessions of different scopes learn nothing of each other, not even by time."""
+        ...
+
+    def turn(self, wanting: Sequence[Key]) -> list[Key]:
+        """Those sessions, of all that have work, whose work to take now; the others had better wait. None of them,
+        where room is about to become free: ask again in a moment. Quick; nothing is moved before `step`."""
+        ...
+
+    @property
+    def untidy(self) -> bool:
+        """True where `tidy` has something to do."""
+        ...
+
+    def tidy(self) -> None:
+        """Put away what closed sessions left behind. On the engine's thread; `step` does it, too."""
         ...

@@ -8,16 +8,18 @@ lies beyond them and is overwritten.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from paceline.engine import family
 from paceline.engine.blocks import DTYPES
-from paceline.engine.kv import PackedStep, Segment, SessionKV
+from paceline.engine.kv import PackedStep, Segment
+from paceline.engine.kv_room import KvLimits, KvRoom, KvStatistics, Recalled
 from paceline.engine.rope import RotaryTable
 from paceline.engine.sampling import sample_rows
-from paceline.engine.sessions import Reservations, check_caller, refusal
+from paceline.engine.sessions import check_caller, refusal
 from paceline.engine.shard import Activations, Key, ModelShape, Output, Work
 from paceline.store.manifest import Manifest
 from paceline.store.store import Store
@@ -30,10 +32,27 @@ FEW_ROWS = 8
 _POISON = "non-finite activations from upstream"
 
 
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A work that can run: its rows ``[n, hidden]``, of which the first `recalled.n` were computed before."""
+
+    work: Work
+    rows: Tensor
+    recalled: Recalled
+
+
 class TorchShard:
     """A `Shard` of one span. Not thread-safe: one engine thread."""
 
-    def __init__(self, parts: family.Parts, manifest: Manifest, span: Span, dtype: Dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        parts: family.Parts,
+        manifest: Manifest,
+        span: Span,
+        dtype: Dtype,
+        device: torch.device,
+        limits: KvLimits | None = None,
+    ) -> None:
         """Use `load`."""
         self.span, self.dtype = span, dtype
         context = min(parts.max_context, manifest.max_context)
@@ -41,9 +60,8 @@ class TorchShard:
         self.numerics = f"{device.type}-{dtype}"
         self._parts, self._device = parts, device
         self.few_threads = self.many_threads = torch.get_num_threads()
-        self._sessions: dict[Key, SessionKV] = {}
-        self._spans: dict[Key, Span] = {}
-        self._room = Reservations(0, context)
+        name = f"{manifest.revision.hex()} {self.numerics}"
+        self._room = KvRoom(span, len(manifest.layers), limits or KvLimits(), context, name)
         tables = {id(rotary): RotaryTable(rotary, DTYPES[dtype], device, context) for rotary in parts.rotary}
         self._tables = list(tables.values())
         self._layers = [
@@ -63,12 +81,15 @@ class TorchShard:
         threads: int = 0,
         kv_positions: int = 65_536,
         packed: bool = True,
+        kv: KvLimits | None = None,
     ) -> TorchShard:
-        """Load a span. `threads` 0 leaves torch's choice. Raises UnsupportedModel, ModelNotFound, CorruptBlock."""
+        """Load a span. `threads` 0 leaves torch's choice; `kv` goes before `kv_positions`.
+
+        Raises UnsupportedModel, ModelNotFound, CorruptBlock.
+        """
         where = torch.device(device)
         parts = family.load(store, manifest, span, where, dtype, packed=packed)
-        shard = cls(parts, manifest, span, dtype, where)
-        shard._room = Reservations(kv_positions, shard.shape.max_context)
+        shard = cls(parts, manifest, span, dtype, where, kv or KvLimits(kv_positions))
         shard.many_threads = threads or torch.get_num_threads()
         shard.few_threads = min(shard.few_threads, shard.many_threads)
         return shard
@@ -83,23 +104,37 @@ class TorchShard:
         span = span or self.span
         if not self.span.covers(span):
             raise ValueError(f"span {span} is not inside {self.span}")
-        self._room.reserve(key, max_positions)
-        self._spans[key] = span
-        self._sessions[key] = SessionKV(len(self.span), max_positions)
+        self._room.open(key, max_positions, span)
 
     def close(self, key: Key) -> None:
-        self._room.release(key)
-        self._spans.pop(key, None)
-        self._sessions.pop(key, None)
+        self._room.close(key)
 
     def length(self, key: Key) -> int:
-        return self._sessions[key].length
+        return self._room.length(key)
 
     def crop(self, key: Key, length: int) -> None:
-        kv = self._sessions[key]
-        if not 0 <= length <= kv.length:
-            raise ValueError(f"crop to {length} of a KV of {kv.length} positions")
-        kv.length = length
+        self._room.crop(key, length)
+
+    def share(self, key: Key, scope: bytes) -> None:
+        """See engine.shard.Paged."""
+        self._room.share(key, scope)
+
+    def turn(self, wanting: Sequence[Key]) -> list[Key]:
+        """See engine.shard.Paged."""
+        return self._room.turn(wanting)
+
+    @property
+    def untidy(self) -> bool:
+        """See engine.shard.Paged."""
+        return self._room.untidy
+
+    def tidy(self) -> None:
+        """See engine.shard.Paged."""
+        self._room.tidy()
+
+    def kv_statistics(self) -> KvStatistics:
+        """Live counters of the KV's moves and reuse."""
+        return self._room.statistics()
 
     # --- the step
 
@@ -112,31 +147,56 @@ class TorchShard:
     @torch.inference_mode()
     def step(self, batch: Sequence[Work]) -> list[Output]:
         check_caller(batch, [self.length(work.key) for work in batch])
+        self.tidy()
         outputs: dict[Key, Output] = {}
-        runnable: dict[Span, list[tuple[Work, Tensor]]] = {}
+        ready: dict[Key, _Run] = {}
         for work in batch:
-            span = self._spans[work.key]
-            wrong = refusal(work, self.shape, span, self._room.held(work.key), _ACCEPTED)
+            span, reserved = self._room.span(work.key), self._room.reserved(work.key)
+            wrong = refusal(work, self.shape, span, reserved, _ACCEPTED)
             rows = None if wrong else self.input(work)
             if rows is None:
                 outputs[work.key] = Output(work.key, error=wrong or _POISON)
             else:
-                runnable.setdefault(span, []).append((work, rows))
-        self._use_threads(sum(work.n for work in batch))
-        for span, pairs in runnable.items():
-            works, inputs = [work for work, _ in pairs], [rows for _, rows in pairs]
-            hidden = self.forward(works, inputs[0] if len(inputs) == 1 else torch.cat(inputs), span)
-            finish = self._sample if span.end == self.shape.layers else self._emit
-            outputs |= {output.key: output for output in finish(works, hidden)}
+                ready[work.key] = _Run(work, rows, Recalled())
+        for wave in self._room.waves([run.work for run in ready.values()]):
+            runs: dict[Span, list[_Run]] = {}
+            for work in wave:
+                run = replace(ready[work.key], recalled=self._room.recall(work))
+                runs.setdefault(self._room.span(work.key), []).append(run)
+            for span, members in runs.items():
+                outputs |= {output.key: output for output in self._step(span, members)}
         return [outputs[work.key] for work in batch]
 
+    def _step(self, span: Span, runs: Sequence[_Run]) -> list[Output]:
+        """Sessions that use the same part of the span."""
+        segments, inputs, row = [], [], 0
+        for run in runs:
+            skip = run.recalled.n
+            kv = self._room.kv(run.work.key)
+            kv.length = run.work.start + skip
+            if skip < run.work.n:
+                segments.append(Segment(kv, kv.length, run.work.n - skip, row))
+                inputs.append(run.rows[skip:] if skip else run.rows)
+                row += run.work.n - skip
+        self._use_threads(row)
+        hidden = None if not inputs else inputs[0] if len(inputs) == 1 else torch.cat(inputs)
+        if hidden is not None:
+            hidden = self._forward(segments, hidden, span)
+        outputs = self._sample(runs, hidden) if span.end == self.shape.layers else self._emit(runs, hidden)
+        for run, output in zip(runs, outputs, strict=True):
+            self._room.applied(run.work, b"" if output.activations is None else output.activations.data)
+        return outputs
+
+    @torch.inference_mode()
     def forward(self, batch: Sequence[Work], hidden: Tensor, span: Span | None = None) -> Tensor:
         """The layers of `span` (default: all) over packed rows ``[rows, hidden]``; commits the KV lengths."""
-        span = span or self.span
         segments, row = [], 0
         for work in batch:
-            segments.append(Segment(self._sessions[work.key], work.start, work.n, row))
+            segments.append(Segment(self._room.kv(work.key), work.start, work.n, row))
             row += work.n
+        return self._forward(segments, hidden, span or self.span)
+
+    def _forward(self, segments: list[Segment], hidden: Tensor, span: Span) -> Tensor:
         angles = [table.angles(segments) for table in self._tables]
         step = self._parts.holder.step = PackedStep(segments, self.span.start)
         hidden = hidden[None]
@@ -172,23 +232,30 @@ class TorchShard:
             return None
         return flat.view(came.n, came.hidden).to(device=self._device, dtype=DTYPES[self.dtype])
 
-    def _emit(self, batch: Sequence[Work], hidden: Tensor) -> list[Output]:
-        rows = hidden.cpu().contiguous()
+    def _emit(self, runs: Sequence[_Run], hidden: Tensor | None) -> list[Output]:
+        rows = None if hidden is None else hidden.cpu().contiguous()
         outputs, row = [], 0
-        for work in batch:
-            data = rows[row : row + work.n].view(torch.uint8).numpy().tobytes()
-            outputs.append(Output(work.key, activations=Activations(work.n, self.shape.hidden, self.dtype, data)))
-            row += work.n
+        for run in runs:
+            n, data = run.work.n - run.recalled.n, run.recalled.rows
+            if n:
+                assert rows is not None
+                fresh = rows[row : row + n].view(torch.uint8).numpy().tobytes()
+                data = data + fresh if data else fresh
+                row += n
+            outputs.append(
+                Output(run.work.key, activations=Activations(run.work.n, self.shape.hidden, self.dtype, data))
+            )
         return outputs
 
-    def _sample(self, batch: Sequence[Work], hidden: Tensor) -> list[Output]:
-        outputs = {work.key: Output(work.key) for work in batch}
+    def _sample(self, runs: Sequence[_Run], hidden: Tensor | None) -> list[Output]:
+        outputs = {run.work.key: Output(run.work.key) for run in runs}
         ends, row = [], 0
-        for work in batch:
-            row += work.n
-            if work.sample is not None:
-                ends.append((work.key, work.sample, row - 1))
+        for run in runs:
+            row += run.work.n - run.recalled.n
+            if run.work.sample is not None:
+                ends.append((run.work.key, run.work.sample, row - 1))
         if ends:
+            assert hidden is not None
             last = hidden if len(ends) == len(hidden) else hidden[[at for _, _, at in ends]]
             drawn = sample_rows(self.logits(last), [request for _, request, _ in ends])
             for (key, _, _), sampled in zip(ends, drawn, strict=True):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from paceline.consistency.effects import CropKv, FreeKv, Send, StageEffect, Violation
 from paceline.consistency.fences import Fences
 from paceline.consistency.stage import Drawn, Input, StageMachine
-from paceline.engine.shard import Activations, Output, SampleRequest, Work
+from paceline.engine.shard import Activations, Output, Paged, SampleRequest, Work
 from paceline.node.gathering import Gathering
 from paceline.node.services import LoadedService, serving
 from paceline.node.tracing import Tracing
@@ -99,8 +99,13 @@ class SessionTable:
         services: Sequence[LoadedService],
         send: Callable[[Send], None],
         journal_bytes: int,
+        *,
+        shared_prefixes: bool = False,
     ) -> None:
         self.me = me
+        self.waiting = False
+        """True where sessions have work that the last `next_batch` left for later."""
+        self._shared_prefixes = shared_prefixes
         self.services = list(services)
         self.counters: Counter[str] = Counter()
         self.holds = Holds()
@@ -170,7 +175,7 @@ class SessionTable:
             riding = None
         if riding is None:
             try:
-                riding = self._admit(key, m, mine.span)
+                riding = self._admit(key, m, mine.span, peer)
             except PacelineError as error:
                 refusal = StageError(m.session, mine.start, m.epoch, error.code, error.message)
                 self._send(Send(peer, refusal))
@@ -180,13 +185,16 @@ class SessionTable:
         for held in self.holds.release(m.session):
             self.handle(held.peer, held.message, held.payload)
 
-    def _admit(self, key: StageKey, m: OpenStage, span: Span) -> Riding:
+    def _admit(self, key: StageKey, m: OpenStage, span: Span, owner: PeerId) -> Riding:
         service = serving(self.services, m.revision, span)
         if service is None:
             raise self._why_not(m.revision, span)
         if self.draining:
             raise Draining("this node is leaving and takes no new sessions")
         service.shard.open(key, m.max_positions, span)
+        if isinstance(service.shard, Paged):
+            # By default an owner reuses only his own: how long a prompt takes would tell him what others asked.
+            service.shard.share(key, b"" if self._shared_prefixes else owner.encode())
         machine = StageMachine(self.me, m, service.shard.shape.hidden, self._journal_bytes)
         riding = Riding(machine, service)
         self._riding[key] = riding
@@ -245,27 +253,46 @@ class SessionTable:
     # --- the engine -----------------------------------------------------------------------------------------------
 
     def next_batch(self, most_positions: int) -> Batch | None:
-        """Works of one shard, sessions in turn; at most `most_positions`, but at least one work."""
-        service: LoadedService | None = None
+        """Works of one shard, sessions in turn, those that decode first; at most `most_positions`, but one work."""
+        ready = [key for key in self._turn if self._riding[key].machine.has_work]
+        self.waiting = bool(ready)
+        for service in dict.fromkeys(id(self._riding[key].service) for key in ready):
+            mine = [key for key in ready if id(self._riding[key].service) == service]
+            riders = self._take(self._runnable(mine), most_positions)
+            if riders:
+                works = tuple(_work(key, riding.machine, given) for key, riding, given in riders)
+                return Batch(riders[0][1].service, tuple(riders), works)
+        return None
+
+    def _runnable(self, keys: Sequence[StageKey]) -> list[StageKey]:
+        """Of one shard's sessions, those that have their KV in memory now; a decode step never waits for a prompt."""
+        shard = self._riding[keys[0]].service.shard
+        if isinstance(shard, Paged):
+            now = set(shard.turn(keys))
+            keys = [key for key in keys if key in now]
+        machines = {key: self._riding[key].machine for key in keys}
+        return sorted(keys, key=lambda key: machines[key].length < machines[key].config.known)
+
+    def _take(self, keys: Sequence[StageKey], most_positions: int) -> list[tuple[StageKey, Riding, Input]]:
         riders: list[tuple[StageKey, Riding, Input]] = []
         positions = 0
-        for _ in range(len(self._turn)):
-            key = self._turn[0]
-            self._turn.rotate(-1)
+        for key in keys:
             riding = self._riding[key]
-            if not riding.machine.has_work or (service is not None and riding.service is not service):
-                continue
             given = riding.machine.take()
             if given is None:
                 continue
-            service = riding.service
+            self._turn.remove(key)
+            self._turn.append(key)
             riders.append((key, riding, given))
             positions += given.n
             if positions >= most_positions:
                 break
-        if service is None:
-            return None
-        return Batch(service, tuple(riders), tuple(_work(key, riding.machine, given) for key, riding, given in riders))
+        return riders
+
+    @property
+    def untidy(self) -> list[Paged]:
+        """Shards with something to put away."""
+        return [s.shard for s in self.services if isinstance(s.shard, Paged) and s.shard.untidy]
 
     def complete(self, batch: Batch, outputs: Sequence[Output], tracing: Tracing, began_us: int) -> None:
         """Results of a step that began at `began_us` (`tracing`'s clock), in the batch's order."""

@@ -22,6 +22,9 @@ from paceline.wire.errors import InternalError
 from paceline.wire.ids import PeerId
 from paceline.wire.messages import NextToken, SessionMessage
 
+TURN_S = 0.05
+"""How long sessions wait for a place in memory before they are looked at again."""
+
 REST_AFTER_S = 0.5
 """How long a node without sessions waits before it tidies up."""
 
@@ -105,11 +108,14 @@ class StageLoop:
             if batch is not None:
                 await self._step(batch)
                 continue
+            if untidy := self.table.untidy:
+                await self._engine.run(untidy[0].tidy)
+                continue
             if self._tired and not len(self.table) and not await self._wait(REST_AFTER_S):
                 self._tired = False
                 await self._engine.run(self._on_rest)
                 continue
-            await self._wait(self._orphan_s / 4)
+            await self._wait(TURN_S if self.table.waiting else self._orphan_s / 4)
 
     async def _wait(self, seconds: float) -> bool:
         """Until something arrives, or `seconds` have passed; whether something has."""
