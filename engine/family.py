@@ -73,7 +73,7 @@ def load(store: Store, manifest: Manifest, span: Span, device: torch.device, dty
         head = ends.head(model, filler.fill(base.embed_tokens, manifest.embed))
     if span.end == len(manifest.layers):
         tail = ends.tail(model, *filler.tail(base.norm, model.lm_head, manifest))
-    return Parts(layers, _rotaries(base.rotary_emb, config, span), holder, head, tail, _max_context(config, manifest))
+    return Parts(layers, _rotaries(base.rotary_emb, config, span), holder, head, tail, max_context(config, manifest))
 
 
 def configuration(manifest: Manifest) -> Any:
@@ -190,6 +190,12 @@ class _Filler:
         return module
 
 
+def rotary(config: Any, device: torch.device) -> Rotary:
+    """The family's position embedding alone, for tables of angles."""
+    made: Rotary = type(_skeleton(config, torch.float32).model.rotary_emb)(config).to(device)
+    return made
+
+
 def _rotaries(rotary: Any, config: Any, span: Span) -> list[Rotary]:
     if "layer_type" not in inspect.signature(rotary.forward).parameters:
         return [rotary] * len(span)
@@ -198,7 +204,8 @@ def _rotaries(rotary: Any, config: Any, span: Span) -> list[Rotary]:
     return [by_kind[kind] for kind in kinds]
 
 
-def _max_context(config: Any, manifest: Manifest) -> int:
+def max_context(config: Any, manifest: Manifest) -> int:
+    """Positions up to which the family's angles do not depend on the sequence's length."""
     ropes = getattr(config, "rope_parameters", None) or {}
     limit = manifest.max_context
     for rope in (ropes, *(value for value in ropes.values() if isinstance(value, dict))):
