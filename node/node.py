@@ -111,14 +111,14 @@ class Node:
 
     def _on_lost(self, peer: PeerId, error: PacelineError) -> None:
         self.loop.link_lost(peer)
+        if self.fetcher is not None:
+            self.fetcher.on_lost(peer)
 
     def _on_up(self, peer: PeerId) -> None:
         self.loop.link_up(peer)
 
     def _send(self, effect: Send) -> None:
         if isinstance(effect.to, PeerAddress):
-        if self.fetcher is not None:
-            self.fetcher.on_lost(peer)
             self.links.send(effect.to, effect.message, effect.payload)
         else:
             self.links.reply(effect.to, effect.message, effect.payload)
