@@ -23,8 +23,8 @@ from paceline.node.offering import Offering
 from paceline.node.services import LoadedService
 from paceline.node.sessions import SessionTable
 from paceline.node.stage_loop import StageLoop
-from paceline.node.weights_fetch import Fetcher
 from paceline.node.tracing import Tracing
+from paceline.node.weights_fetch import Fetcher
 from paceline.wire.errors import PacelineError
 from paceline.wire.ids import PeerId
 from paceline.wire.messages import (
@@ -133,13 +133,13 @@ class Node:
             await stack.enter_async_context(self.directory.run())
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.loop.run)
+                nursery.start_soon(self.desk.run)
                 await self.offering.announce()
                 self.ready.set()
                 nursery.start_soon(self.offering.run)
                 await self._leaving.wait()
                 await self._drain()
                 nursery.cancel_scope.cancel()
-                nursery.start_soon(self.desk.run)
 
     def leave(self) -> None:
         """Begin the drain: no new sessions, let the present ones finish or move, then end."""
