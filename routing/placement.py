@@ -9,9 +9,9 @@ decides for itself, and nobody re-tiles a survivor.
   which is what bounds a full pipeline.
 - :func:`fastest_fleet`: which devices to use at all when one stream's latency counts. Devices that would make the ring
   slower get nothing (the observation is prima.cpp's). Exact, a bounded knapsack.
-- :func:`choose_span`: a joining node goes where the summed throughput is weakest (Petals' rule), its length included,
-  near-ties decided by the ring they make.
-- :func:`should_move`: Petals' rule of a third, and never where a layer would lose its last replica.
+- :func:`choose_span`: a joining node fills what is missing, then goes where the swarm's tokens a second grow most
+  (flow.py), near-ties decided by the ring they make. It holds all that fits: a longer span serves any of its layers.
+- :func:`should_move`: only where the swarm gains a tenth, and never where a layer would lose its last replica.
 - :func:`turning_points`: where consecutive stages overlap, the cut between them, so that each may drop the rest.
 """
 
@@ -22,15 +22,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from paceline.routing.flow import Held, tokens_per_s
 from paceline.routing.latency import Floats, Ints
 from paceline.routing.view import ServiceTable
 from paceline.wire.ids import Span
 
-MOVE_GAIN = 4.0 / 3.0
-"""A serving node moves only where the swarm's weakest layer would gain a third."""
+MOVE_GAIN = 1.1
+"""A serving node moves only where the swarm's tokens a second would gain a tenth."""
 
-NEAR_TIE = 0.95
-"""Spans whose weakest layer ends within 5 % of the best are equal; the ring's latency decides among them."""
+NEAR_TIE = 0.98
+"""Spans that bring the swarm within 2 % of the best are equal; the ring's latency decides among them."""
+
+TRIED = 12
+"""Spans whose flow is worked out, those that help the weakest layers most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,22 +53,28 @@ class Device:
         """Throughput of a span of `layers` layers, one token at a time."""
         return 1.0 / (self.fixed_s + layers * self.per_layer_s)
 
+    def holding(self, span: Span) -> Held:
+        """This device with `span`, as the swarm's flow sees it."""
+        return Held(span, len(span) * self.tokens_per_s(len(span)))
+
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What joining with `span` would do. Throughputs of the weakest layer in tokens/s, 0 where a layer is missing."""
+    """What joining with `span` would do. Tokens a second of the whole swarm (0 where a layer is missing), missing
+    layers, and the token time of the best ring through the span, where it was asked for.
+    """
 
     span: Span
-    weakest_before: float
-    weakest_after: float
+    before_per_s: float
+    after_per_s: float
     missing_before: int
     missing_after: int
-    ring_s: float | None
+    ring_s: float | None = None
 
     def __str__(self) -> str:
         ring = "" if self.ring_s is None else f", best ring through it {self.ring_s * 1e3:.1f} ms a token"
         return (
-            f"layers {self.span}: weakest layer {self.weakest_before:.2f} → {self.weakest_after:.2f} tokens/s, "
+            f"layers {self.span}: the swarm could make {self.before_per_s:.2f} → {self.after_per_s:.2f} tokens/s, "
             f"missing layers {self.missing_before} → {self.missing_after}{ring}"
         )
 
@@ -187,83 +197,87 @@ def _filled(
 # --- one node -------------------------------------------------------------------------------------------------------
 
 
-def throughput(table: ServiceTable, without: str = "") -> Floats:
-    """Summed tokens/s of serving and joining services per layer, leaving out the peer `without`.
+def holders(table: ServiceTable, without: str = "") -> list[Held]:
+    """What serving and joining services hold, leaving out the peer `without`.
 
-    Joining nodes count, so that a crowd that starts together does not pile up on one hole.
+    Joining nodes count, so that a crowd that starts together does not pile up on one hole. Leaving ones do not.
     """
-    total = np.zeros(table.layers)
-    for service, address in zip(table.services, table.addresses, strict=True):
-        if address.peer != without:
+    found = []
+    for service, address, serving in zip(table.services, table.addresses, table.live, strict=True):
+        if serving and address.peer != without:
             each_s = service.measured.decode_s + service.measured.fixed_s
-            total[service.start : service.end] += 1.0 / max(each_s, 1e-6)
+            span = service.span
+            found.append(Held(span, len(span) / max(each_s, 1e-6)))
+    return found
+
+
+def coverage(layers: int, held: Sequence[Held]) -> Floats:
+    """Summed tokens/s per layer, were every visit the whole span: length `layers`, 0 where nobody holds a layer."""
+    total = np.zeros(layers)
+    for one in held:
+        total[one.span.start : one.span.end] += one.layers_per_s / len(one.span)
     return total
 
 
 def choose_span(
-    others: Floats, device: Device, ring_s: Callable[[Span], float] | None = None, tie_break: int = 0
+    layers: int,
+    others: Sequence[Held],
+    device: Device,
+    ring_s: Callable[[Span], float] | None = None,
+    tie_break: int = 0,
 ) -> Preview:
-    """The span a joining device should hold, given `others`' tokens/s per layer.
+    """The span a joining device should hold, given what the `others` hold.
 
-    First as few missing layers as possible, then the weakest layer as strong as possible, then (near-ties) the ring:
-    `ring_s` gives the token time of the best ring if the device held a span. Without it, longer spans win, as fewer
-    hops are faster. What is still equal goes by `tie_break`, an integer that differs between nodes, so that equal
-    joiners spread instead of stampeding. Raises ValueError for a device that holds no layer.
+    As few missing layers as possible; then, among the spans that help weak layers most, the one with which the swarm
+    makes most tokens a second; near-ties by the ring: `ring_s` gives the token time of the best ring if the device held
+    a span. What is still equal goes by `tie_break`, an integer that differs between nodes, so that equal joiners spread
+    instead of stampeding. Raises ValueError for a device that holds no layer.
     """
-    layers = len(others)
     if device.capacity < 1 or layers < 1:
         raise ValueError("the device does not hold a single layer")
-    options = [
-        _judged(others, device, Span(start, start + n))
-        for n in _lengths(device, layers)
-        for start in range(layers - n + 1)
-    ]
-    fewest = min(option.missing_after for option in options)
-    options = [option for option in options if option.missing_after == fewest]
-    strongest = max(option.weakest_after for option in options)
-    near = [option for option in options if option.weakest_after >= NEAR_TIE * strongest]
-    potential = {option.span: _weakness(others, device, option.span) for option in near}
-    near.sort(key=lambda option: (potential[option.span], -len(option.span), (option.span.start + tie_break) % layers))
+    length = min(device.capacity, layers)
+    now = coverage(layers, others)
+    spans = [Span(start, start + length) for start in range(layers - length + 1)]
+    missing = {span: _missing_with(now, span) for span in spans}
+    fewest = min(missing.values())
+    spans = [span for span in spans if missing[span] == fewest]
+    weakness = {span: _weakness(now, device, span) for span in spans}
+    spans.sort(key=lambda span: (weakness[span], (span.start + tie_break) % layers))
+    rates = {span: tokens_per_s(layers, [*others, device.holding(span)]) for span in spans[:TRIED]}
+    best = max(rates.values())
+    near = [span for span, rate in rates.items() if rate >= NEAR_TIE * best]
     if ring_s is None:
-        return near[0]
-    timed = [(ring_s(option.span), at, option) for at, option in enumerate(near[:8])]
-    token_s, _, best = min(timed, key=lambda row: row[:2])
-    return Preview(best.span, best.weakest_before, best.weakest_after, best.missing_before, best.missing_after, token_s)
+        chosen, token_s = near[0], None
+    else:
+        token_s, _, chosen = min((ring_s(span), at, span) for at, span in enumerate(near))
+    before = tokens_per_s(layers, others) if others else 0.0
+    return Preview(chosen, before, rates[chosen], int((now <= 0.0).sum()), fewest, token_s)
 
 
-def should_move(others: Floats, device: Device, current: Span, proposed: Span) -> bool:
+def should_move(layers: int, others: Sequence[Held], device: Device, current: Span, proposed: Span) -> bool:
     """True where a serving device should leave `current` for `proposed`. `others`: the swarm without it.
 
-    Only where the weakest layer gains a third, or a missing layer is covered, and never where a layer that is held now
+    Only where the swarm gains a tenth, or a missing layer is covered, and never where a layer that is held now
     would lose its last replica: no session loses its ring to a move.
     """
     if current == proposed:
         return False
-    now, then = _with(others, device, current), _with(others, device, proposed)
+    now, then = (coverage(layers, [*others, device.holding(span)]) for span in (current, proposed))
     if bool(((now > 0.0) & (then <= 0.0)).any()):
         return False
     if bool((now <= 0.0).any()):
         return int((then <= 0.0).sum()) < int((now <= 0.0).sum())
-    return float(then.min()) >= MOVE_GAIN * float(now.min())
+    before, after = (tokens_per_s(layers, [*others, device.holding(span)]) for span in (current, proposed))
+    return after >= MOVE_GAIN * before
 
 
-def _lengths(device: Device, layers: int) -> range:
-    return range(1, min(device.capacity, layers) + 1)
+def _missing_with(now: Floats, span: Span) -> int:
+    """Layers that nobody holds once `span` is held."""
+    return int((now <= 0.0).sum() - (now[span.start : span.end] <= 0.0).sum())
 
 
-def _with(others: Floats, device: Device, span: Span) -> Floats:
-    total = others.copy()
-    total[span.start : span.end] += device.tokens_per_s(len(span))
-    return total
-
-
-def _judged(others: Floats, device: Device, span: Span) -> Preview:
-    after = _with(others, device, span)
-    missing = int((others <= 0.0).sum()), int((after <= 0.0).sum())
-    return Preview(span, float(others.min()), float(after.min()), *missing, None)
-
-
-def _weakness(others: Floats, device: Device, span: Span) -> float:
+def _weakness(now: Floats, device: Device, span: Span) -> float:
     """Sum over layers of seconds per token: falls most where a weak layer is helped. Missing layers count alike."""
-    after = _with(others, device, span)
+    after = now.copy()
+    after[span.start : span.end] += device.tokens_per_s(len(span))
     return round(float((1.0 / after[after > 0.0]).sum()), 9)

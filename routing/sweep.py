@@ -52,7 +52,8 @@ class Rows:
         """bands × bands × groups: the least distance of two candidates in these bands, by the triangle inequality."""
         step = np.arange(self.bands)
         apart = np.maximum(np.abs(step[:, None] - step[None, :]) - 1.0, 0.0)[:, :, None] * self.width
-        return apart.astype(np.float32)
+        narrow: Narrow = apart.astype(np.float32)
+        return narrow
 
 
 def through(rows: Rows) -> Floats:
@@ -113,9 +114,8 @@ class _Sweep:
     def outward(self, ahead: list[Narrow]) -> Narrow:
         """The programme from the head on, joined at each candidate with the way home."""
         layers, value, enter, best = self.rows.layers, self._nobody(), self._nobody(), self._nobody()
-        done = np.full((self.rows.bands, self.rows.groups), np.inf, dtype=np.float32)
-        done[0] = 0.0
-        done = done.ravel()
+        done: Narrow = np.full(self.size, np.inf, dtype=np.float32)
+        done[: self.rows.groups] = 0.0  # the nearest band
         for layer in range(layers):
             new, over = self.begins[layer], self.ends[layer]
             enter[new] = self.enter[new]
@@ -151,7 +151,8 @@ class _Sweep:
     def _spread(self, value: Narrow) -> Narrow:
         """Least value per cell, then least over all bands of the group with the way between the bands added."""
         if self.size == 1:
-            return value.min(keepdims=True)
+            whole: Narrow = value.min(keepdims=True)
+            return whole
         least = np.full(self.size, np.inf, dtype=np.float32)
         least[self.present] = np.minimum.reduceat(value, self.firsts)
         if self.rows.bands == 1:

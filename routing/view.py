@@ -46,8 +46,8 @@ class Coverage:
 class ServiceTable:
     """The services of one revision as columns of length n, row i being ``services[i]`` at ``addresses[i]``.
 
-    `peer` indexes the view's peers; `serving` is false for joining and draining nodes. Times in seconds, over the
-    whole span, as offered.
+    `peer` indexes the view's peers; `serving` is false for joining and draining nodes, `live` for draining ones. Times
+    in seconds, over the whole span, as offered.
     """
 
     layers: int
@@ -55,6 +55,7 @@ class ServiceTable:
     addresses: tuple[PeerAddress, ...]
     peer: Ints
     serving: Bools
+    live: Bools
 
     def __len__(self) -> int:
         return len(self.services)
@@ -247,6 +248,7 @@ def _table(view: SwarmView, revision: bytes) -> ServiceTable:
         addresses=tuple(offer.at for _, offer, _ in rows),
         peer=np.array([at for at, _, _ in rows], dtype=np.int64),
         serving=np.array([offer.state == "serving" for _, offer, _ in rows], dtype=bool),
+        live=np.array([offer.state != "draining" for _, offer, _ in rows], dtype=bool),
     )
 
 
