@@ -63,6 +63,12 @@ def node(
     Examples:
 
       paceline node                                        # a new swarm, whole model
+    trust: Annotated[
+        list[str] | None,
+        typer.Option(help="KEY or KEY=name,team/*: believe this publisher, too (see `paceline trust`; repeat)."),
+    ] = None,
+    upload_mb_s: Annotated[float, typer.Option(help="Most that weights may take of the uplink, MB/s; 0: all.")] = 0.0,
+    download_mb_s: Annotated[float, typer.Option(help="Most that fetching weights may take, MB/s; 0: all.")] = 0.0,
 
       paceline node --span 1/3 --swarm /ip4/…/tcp/…/p2p/…  # join one with a third of the layers
     """
@@ -86,11 +92,13 @@ def _config(given: dict[str, Any]) -> DaemonConfig:
         raise InvalidRequest(f"dtype {given['dtype']!r}", cure="choose f32, bf16 or f16")
     home = given["home"] or default_root().parent
     same = ("ready_file", "until_stdin_closes", "shadow", "link_profile", "crash_on_usr1")
-    loading = ("model", "span", "device", "dtype", "threads", "kv_positions")
+    loading = ("model", "span", "device", "dtype", "threads", "kv_positions", "kv_spilled")
     return DaemonConfig(
         home=home,
         identity=home / "identities" / given["name"],
-        load=LoadConfig(**{name: given[name] for name in loading}),
+        load=LoadConfig(
+            **{name: given[name] for name in loading}, kv_folder=home / "kv", prefix_bytes=given["prefix_mb"] << 20
+        ),
         bootstrap=tuple(given["swarm"] or ()),
         net=NetConfig(
             listen_host=given["listen"],

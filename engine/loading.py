@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from paceline.engine import default_model
 from paceline.engine.shard import Shard
 from paceline.store.manifest import Manifest
 from paceline.store.store import Store
-from paceline.wire.errors import InvalidRequest
+from paceline.wire.errors import InvalidRequest, ModelNotFound
 from paceline.wire.ids import Revision, Span
 from paceline.wire.messages import Dtype
 from paceline.wire.offers import Measured
@@ -22,7 +23,8 @@ class LoadConfig:
     """`span`: ``"all"``, ``"START:END"``, or ``"K/N"``: the K-th (from 1) of N parts of equal decode cost.
 
     `threads`: the most that a step may use, 0: all cores; decode steps use fewer where that is as fast.
-    `kv_positions`: KV room, in positions of the span.
+    `kv_positions`: KV in memory, in positions of the span. With a `kv_folder`, up to `kv_spilled` positions more may lie
+    in files there while others run, and up to `prefix_bytes` of what closed sessions computed.
     """
 
     model: str = default_model.NAME
@@ -31,6 +33,9 @@ class LoadConfig:
     dtype: Dtype = "f32"
     threads: int = 0
     kv_positions: int = 65_536
+    kv_folder: Path | None = None
+    kv_spilled: int = 131_072
+    prefix_bytes: int = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +53,13 @@ def load_service(store: Store, config: LoadConfig, report: Report) -> Loaded:
 
     Raises InvalidRequest, ModelNotFound, UnsupportedModel, CorruptBlock, DiskFull.
     """
-    if config.model in (default_model.NAME, default_model.REVISION):
-        manifest = default_model.ensure(store, report)
-    else:
-        manifest = store.manifest(config.model)
+    manifest = _default(store, config, report) or store.manifest(config.model)
     span = resolve_span(manifest, config.span)
     report("load", 0, 0)
+    from paceline.engine.kv_room import KvLimits
     from paceline.engine.measure import measure, tune_threads
     from paceline.engine.memory import settle
+    from paceline.engine.prefixes import PrefixLimits
     from paceline.engine.torch_shard import TorchShard
 
     shard = TorchShard.load(
@@ -65,13 +69,28 @@ def load_service(store: Store, config: LoadConfig, report: Report) -> Loaded:
         device=config.device,
         dtype=config.dtype,
         threads=config.threads,
-        kv_positions=config.kv_positions,
+        kv=KvLimits(
+            config.kv_positions, config.kv_spilled, config.kv_folder, PrefixLimits(disk_bytes=config.prefix_bytes)
+        ),
     )
     report("measure", 0, 0)
     tune_threads(shard)
     measured = measure(shard)
     settle()
     return Loaded(manifest.name, manifest.revision, shard, measured)
+
+
+def _default(store: Store, config: LoadConfig, report: Report) -> Manifest | None:
+    """The default model, pulled unless what the span needs is here; None where another model is wanted."""
+    if config.model not in (default_model.NAME, default_model.REVISION):
+        return None
+    try:
+        manifest = store.manifest(default_model.REVISION)
+        if not store.missing(manifest, resolve_span(manifest, config.span)):
+            return manifest
+    except ModelNotFound:
+        pass
+    return default_model.ensure(store, report)
 
 
 def resolve_span(manifest: Manifest, text: str) -> Span:

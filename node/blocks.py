@@ -8,8 +8,9 @@ leaves, off the event loop; what fails is not served.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import trio
 
@@ -19,6 +20,9 @@ from paceline.store.store import Store
 from paceline.wire.errors import CorruptBlock, Overloaded
 from paceline.wire.ids import PeerId, Revision
 from paceline.wire.messages import BlockPiece, BlockRequest, Holdings, HoldingsRequest
+
+InThread = Callable[..., Awaitable[Any]]
+"""Runs a blocking call elsewhere: a thread in life; a virtual clock cannot wait for one."""
 
 MOST_WAITING = 64
 """Requests of one peer that wait; more are dropped, and the peer asks again."""
@@ -90,10 +94,17 @@ class _Queue:
 class BlockDesk:
     """See the module's docstring. `bytes_per_s`: of all that is served; 0: no limit."""
 
-    def __init__(self, links: Links, source: BlockSource, bytes_per_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        links: Links,
+        source: BlockSource,
+        bytes_per_s: float = 0.0,
+        in_thread: InThread = trio.to_thread.run_sync,
+    ) -> None:
         self.statistics = DeskStatistics()
         self._links = links
         self._source = source
+        self._in_thread = in_thread
         self._rate = Rate(bytes_per_s)
         self._queues: dict[PeerId, _Queue] = {}
         self._turn: deque[PeerId] = deque()
@@ -142,7 +153,7 @@ class BlockDesk:
     async def _serve(self, peer: PeerId, asked: BlockRequest) -> None:
         if (wait_s := self._rate.wait_s(trio.current_time())) > 0:
             await trio.sleep(wait_s)
-        total, data = await trio.to_thread.run_sync(self._source.piece, asked.hash, asked.offset, asked.length)
+        total, data = await self._in_thread(self._source.piece, asked.hash, asked.offset, asked.length)
         try:
             self._links.reply(peer, BlockPiece(asked.request, total), data)
         except Overloaded:

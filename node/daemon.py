@@ -19,7 +19,8 @@ from typing import Any
 import trio
 
 from paceline.dht.kademlia import DirectoryConfig, KademliaDirectory
-from paceline.engine.loading import LoadConfig, load_service
+from paceline.engine import default_model
+from paceline.engine.loading import LoadConfig
 from paceline.engine.memory import settle
 from paceline.net.conditioner import conditioned
 from paceline.net.host import Libp2pTransport, NetConfig
@@ -29,6 +30,11 @@ from paceline.node.config import NodeConfig
 from paceline.node.engine_thread import EngineThread
 from paceline.node.node import Node
 from paceline.node.services import LoadedService
+from paceline.node.weights import Weights
+from paceline.node.weights_fetch import FetchConfig, Fetcher
+from paceline.node.weights_join import Joiner
+from paceline.store import trust
+from paceline.store.releases import Releases
 from paceline.store.store import Store
 
 Report = Callable[[str, int, int], None]
@@ -53,6 +59,10 @@ class DaemonConfig:
     """For benchmarks of churn: SIGUSR1 loses every session, journal and connection, the weights stay loaded."""
     shadow: bool = False
     """Offer spare capacity as a standby of the same span."""
+    trust: tuple[str, ...] = ()
+    """Publishers believed beside those of the home folder, as `store.trust.Rule.parse` reads them."""
+    download_bytes_per_s: float = 0.0
+    """Of weights, from all peers together; 0: no limit."""
     link_profile: str | None = None
     """A link profile's name or file, for `net.conditioner`; None: the network as it is."""
 
@@ -67,10 +77,15 @@ async def serve(config: DaemonConfig, report: Report, ready: Callable[[Node], No
         nursery.start_soon(_watch_signals, leaving, nursery.cancel_scope)
         if config.until_stdin_closes:
             nursery.start_soon(_watch_stdin, leaving)
-        loaded = await engine.run(load_service, store, config.load, report)
-        service = LoadedService(loaded.model, loaded.revision, loaded.shard, loaded.measured, config.shadow)
-        node = _build(config, identity, store, engine, [service])
-        nursery.start_soon(_announce_ready, config, node, ready)
+        weights = _weights(config, identity, store)
+        alone = not config.bootstrap
+        joiner = Joiner(weights, engine, config.load, report, alone=alone, shadow=config.shadow)
+        here = await trio.to_thread.run_sync(joiner.here)
+        services = [] if here is None else [await joiner.load(here)]
+        node = _build(config, identity, store, engine, services)
+        node.fetcher = Fetcher(node.links, store, FetchConfig(bytes_per_s=config.download_bytes_per_s))
+        node.frontier = lambda: weights.frontier(it.model for it in node.table.services)
+        nursery.start_soon(_join_and_tell, config, node, joiner, ready)
         nursery.start_soon(_leave_when, leaving, node)
         if config.crash_on_usr1:
             nursery.start_soon(_watch_crashes, node)
@@ -118,8 +133,18 @@ def resident_bytes() -> int:
     return rss
 
 
-async def _announce_ready(config: DaemonConfig, node: Node, ready: Callable[[Node], None]) -> None:
+def _weights(config: DaemonConfig, identity: Identity, store: Store) -> Weights:
+    publisher = Identity.load_or_create(config.home / "identities" / "publisher")
+    builtin = [bytes.fromhex(default_model.REVISION)]
+    believed = trust.load(config.home, own=publisher.public, more=config.trust, revisions=builtin)
+    return Weights(store, Releases(store, believed), publisher, time.time, lambda: identity.peer)
+
+
+async def _join_and_tell(config: DaemonConfig, node: Node, joiner: Joiner, ready: Callable[[Node], None]) -> None:
     await node.ready.wait()
+    if not node.table.services:
+        node.table.services.append(await joiner.join(node))
+        await node.offering.announce()
     if config.ready_file is not None:
         address = node.links.address
         members = [f"{control}/p2p/{address.peer}" for control in address.control]

@@ -15,6 +15,8 @@ from hashlib import sha256
 import trio
 
 from paceline.net.links import Links
+from paceline.net.unwrapping import single_errors
+from paceline.node.blocks import InThread
 from paceline.node.weights_plan import FetchPlan, Piece
 from paceline.node.weights_rate import Rate
 from paceline.store.manifest import Block
@@ -73,8 +75,15 @@ class _Answer:
 class Fetcher:
     """One per process: banned peers stay banned. Messages come in through `on_message`."""
 
-    def __init__(self, links: Links, store: Store, config: FetchConfig | None = None) -> None:
+    def __init__(
+        self,
+        links: Links,
+        store: Store,
+        config: FetchConfig | None = None,
+        in_thread: InThread = trio.to_thread.run_sync,
+    ) -> None:
         self.config = config or FetchConfig()
+        self.in_thread = in_thread
         self.banned: set[PeerId] = set()
         self._links = links
         self._store = store
@@ -224,6 +233,10 @@ class _Run:
         """Until all blocks are in the store. Raises PeerUnavailable where nobody has what lacks."""
         for block in self.plan.ready():
             self._verify.send_nowait(block)
+        with single_errors():
+            await self._run(sources)
+
+    async def _run(self, sources: Sources) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._verify_all, nursery.cancel_scope)
             asking: set[PeerId] = set()
@@ -314,7 +327,7 @@ class _Run:
         scope.cancel()
 
     async def _judge(self, block: Block) -> None:
-        file, in_thread = self._files[block.hash], trio.to_thread.run_sync
+        file, in_thread = self._files[block.hash], self._owner.in_thread
         suspects = self.plan.suspects(block)
         digests = await in_thread(partial(file.digests, suspects)) if suspects else {}
         try:
@@ -330,7 +343,7 @@ class _Run:
         self.plan.good(block)
 
     def _ban(self, liars: set[PeerId]) -> None:
-        for peer in liars:
+        for peer in liars - self._owner.banned:
             self._owner.banned.add(peer)
             self._report.banned.append(peer)
             self._forget(peer)

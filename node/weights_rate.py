@@ -14,7 +14,8 @@ class Rate:
     def wait_s(self, now: float) -> float:
         """How long until something may be sent."""
         self._refill(now)
-        return 0.0 if self._level >= 0 or not self.bytes_per_s else -self._level / self.bytes_per_s
+        # Half a byte of slack: a rest of a rounding error would be a wait too short to pass.
+        return 0.0 if self._level > -0.5 or not self.bytes_per_s else -self._level / self.bytes_per_s
 
     def spend(self, n: int, now: float) -> None:
         """`n` bytes leave. The level may go below zero: one piece is never cut."""

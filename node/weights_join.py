@@ -1,0 +1,82 @@
+"""From an empty store to a loaded span: which revision, fetched from whom, and loaded; or at once where all is here.
+
+Knows the daemon's settings, weights and the engine. The order of sources: this machine's store, the swarm, and for the
+default model the package that it ships in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from paceline.engine import default_model
+from paceline.engine.loading import LoadConfig, Loaded, load_service, resolve_span
+from paceline.node.engine_thread import Engine
+from paceline.node.node import Node
+from paceline.node.services import LoadedService
+from paceline.node.weights import Weights
+from paceline.wire.errors import ModelNotFound, PeerUnavailable
+from paceline.wire.ids import Revision
+from paceline.wire.offers import Offer
+
+Report = Callable[[str, int, int], None]
+
+_DEFAULT = (default_model.NAME, default_model.REVISION)
+
+
+class Joiner:
+    """Brings one node's span to where it can be served. `shadow`: offered as a standby."""
+
+    def __init__(
+        self, weights: Weights, engine: Engine, config: LoadConfig, report: Report, *, alone: bool, shadow: bool
+    ) -> None:
+        """`alone`: there is no swarm to fetch from."""
+        self.weights = weights
+        self.config = config
+        self._engine = engine
+        self._report = report
+        self._alone = alone
+        self._shadow = shadow
+
+    def here(self) -> LoadConfig | None:
+        """What to load without asking anybody; None where the swarm has to be asked."""
+        revision = self._revision()
+        if revision is None:
+            return self.config if self._alone and self.config.model in _DEFAULT else None
+        try:
+            manifest = self.weights.store.manifest(revision)
+        except ModelNotFound:
+            return self.config if self._alone and revision.hex() == default_model.REVISION else None
+        if self.weights.missing(manifest, resolve_span(manifest, self.config.span)):
+            return self.config if self._alone and revision.hex() == default_model.REVISION else None
+        return replace(self.config, model=revision.hex())
+
+    def _revision(self) -> Revision | None:
+        found = self.weights.local(self.config.model)
+        if found is None and self.config.model in _DEFAULT:
+            return Revision(bytes.fromhex(default_model.REVISION))
+        return found
+
+    async def load(self, config: LoadConfig) -> LoadedService:
+        """On the engine's thread. Raises as `engine.loading.load_service`."""
+        loaded: Loaded = await self._engine.run(load_service, self.weights.store, config, self._report)
+        return LoadedService(loaded.model, loaded.revision, loaded.shard, loaded.measured, self._shadow)
+
+    async def join(self, node: Node) -> LoadedService:
+        """Fetch what the span needs through a running node's links, and load it. Raises typed errors."""
+
+        async def offers() -> Sequence[Offer]:
+            return await node.directory.offers()
+
+        assert node.fetcher is not None
+        try:
+            revision = self._revision() or await self.weights.revision(self.config.model, offers)
+            patience_s = 5.0 if revision.hex() == default_model.REVISION else 20.0
+            manifest = await self.weights.manifest(revision, node.fetcher, offers, patience_s)
+            span = resolve_span(manifest, self.config.span)
+            await self.weights.ensure(manifest, span, node.fetcher, offers, self._report)
+        except PeerUnavailable:
+            if self.config.model not in _DEFAULT:
+                raise
+            return await self.load(self.config)  # the package has it
+        return await self.load(replace(self.config, model=revision.hex()))
