@@ -18,6 +18,20 @@ if TYPE_CHECKING:
 _FULL = "PACELINE_FULL_IMPORTS"
 """Environment variable: set to anything, a node leaves no module out."""
 
+LinkProfile = Annotated[
+    str | None,
+    typer.Option(
+        help="Make links slower or cut them: lan, city, continent, world, home-uplink, or a file "
+        "(docs/link-profiles.md).",
+        envvar="PACELINE_LINK_PROFILE",
+    ),
+]
+Trust = Annotated[
+    list[str] | None,
+    typer.Option(help="KEY or KEY=name,team/*: believe this publisher, too (see `paceline trust`; repeat)."),
+]
+Follow = Annotated[bool, typer.Option(help="Take up newer releases of the model's name, beside the present one.")]
+
 
 def node(
     model: Annotated[str, typer.Option(help="Model name or revision; see `paceline pull`.")] = "smollm2-135m-instruct",
@@ -43,14 +57,11 @@ def node(
     shadow: Annotated[
         bool, typer.Option(help="Also stand by for others who hold this span: their failure then costs a blink.")
     ] = False,
-    link_profile: Annotated[
-        str | None,
-        typer.Option(
-            help="Make links slower or cut them: lan, city, continent, world, home-uplink, or a file "
-            "(docs/link-profiles.md).",
-            envvar="PACELINE_LINK_PROFILE",
-        ),
-    ] = None,
+    link_profile: LinkProfile = None,
+    trust: Trust = None,
+    follow: Follow = True,
+    upload_mb_s: Annotated[float, typer.Option(help="Most that weights may take of the uplink, MB/s; 0: all.")] = 0.0,
+    download_mb_s: Annotated[float, typer.Option(help="Most that fetching weights may take, MB/s; 0: all.")] = 0.0,
     ready_file: Annotated[Path | None, typer.Option(hidden=True)] = None,
     until_stdin_closes: Annotated[bool, typer.Option(hidden=True)] = False,
     crash_on_usr1: Annotated[bool, typer.Option(hidden=True)] = False,
@@ -63,12 +74,6 @@ def node(
     Examples:
 
       paceline node                                        # a new swarm, whole model
-    trust: Annotated[
-        list[str] | None,
-        typer.Option(help="KEY or KEY=name,team/*: believe this publisher, too (see `paceline trust`; repeat)."),
-    ] = None,
-    upload_mb_s: Annotated[float, typer.Option(help="Most that weights may take of the uplink, MB/s; 0: all.")] = 0.0,
-    download_mb_s: Annotated[float, typer.Option(help="Most that fetching weights may take, MB/s; 0: all.")] = 0.0,
 
       paceline node --span 1/3 --swarm /ip4/…/tcp/…/p2p/…  # join one with a third of the layers
     """
@@ -106,7 +111,14 @@ def _config(given: dict[str, Any]) -> DaemonConfig:
             data_port=given["data_port"],
             announce=tuple(given["announce"] or ()),
         ),
-        node=NodeConfig(agent=f"paceline/{given['name']}"),
+        node=NodeConfig(
+            agent=f"paceline/{given['name']}",
+            upload_bytes_per_s=given["upload_mb_s"] * 1e6,
+            shared_prefixes=given["shared_prefixes"],
+        ),
+        trust=tuple(given["trust"] or ()),
+        follow=given["follow"],
+        download_bytes_per_s=given["download_mb_s"] * 1e6,
         **{name: given[name] for name in same},
     )
 

@@ -69,6 +69,26 @@ class Traffic:
     bytes_out: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class LinksStatistics:
+    """Counters since the start. `errors`: ended links and refused greetings by the error's code."""
+
+    up: int
+    messages_in: int
+    messages_out: int
+    bytes_in: int
+    bytes_out: int
+    dials: int
+    dials_failed: int
+    lost: int
+    errors: dict[str, int]
+
+    @property
+    def malformed(self) -> int:
+        """Links that ended because the peer broke the protocol."""
+        return self.errors.get("malformed", 0) + self.errors.get("protocol_violation", 0)
+
+
 Deliver = Callable[[PeerId, Message, memoryview], None]
 
 

@@ -20,7 +20,7 @@ from functools import partial
 
 import trio
 
-from paceline.net.link import Link, LinksConfig, LinkState, Traffic
+from paceline.net.link import Link, LinksConfig, LinksStatistics, LinkState, Traffic
 from paceline.net.transport import Channel, Transport
 from paceline.net.unwrapping import single_errors
 from paceline.wire.codec import Buffer, decode, encode
@@ -36,26 +36,6 @@ OnLost = Callable[[PeerId, PacelineError], None]
 _MAX_COOLING = 4096
 _STABLE_S = 1.0
 """A link that ends sooner counts as a failed dial: a peer that accepts and drops is not redialled in a loop."""
-
-
-@dataclass(frozen=True, slots=True)
-class LinksStatistics:
-    """Counters since the start. `errors`: ended links and refused greetings by the error's code."""
-
-    up: int
-    messages_in: int
-    messages_out: int
-    bytes_in: int
-    bytes_out: int
-    dials: int
-    dials_failed: int
-    lost: int
-    errors: dict[str, int]
-
-    @property
-    def malformed(self) -> int:
-        """Links that ended because the peer broke the protocol."""
-        return self.errors.get("malformed", 0) + self.errors.get("protocol_violation", 0)
 
 
 @dataclass(slots=True)

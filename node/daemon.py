@@ -61,6 +61,8 @@ class DaemonConfig:
     """Offer spare capacity as a standby of the same span."""
     trust: tuple[str, ...] = ()
     """Publishers believed beside those of the home folder, as `store.trust.Rule.parse` reads them."""
+    follow: bool = True
+    """Take up newer releases of the model's name."""
     download_bytes_per_s: float = 0.0
     """Of weights, from all peers together; 0: no limit."""
     link_profile: str | None = None
