@@ -24,6 +24,14 @@ demo: $(STAMP) ## Three nodes and a client on this machine, one streamed answer
 test: $(STAMP) ## All tests
 	@.venv/bin/python -m pytest
 
+.PHONY: browser-test screenshots
+
+browser-test: $(STAMP) ## The web page in Chromium, over a real swarm (needs Chromium)
+	@.venv/bin/python -m pytest tests/e2e/page_in_chromium.py
+
+screenshots: $(STAMP) ## The same, and the pictures in docs/ taken anew
+	@SCREENSHOTS=docs/screenshots .venv/bin/python -m pytest tests/e2e/page_in_chromium.py
+
 check: $(STAMP) ## Lint, format and strict types
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from paceline.cli import bootstrap, gateway, interrupts, models, node, publish, pull, status, talk, trace, up
+from paceline.cli import bootstrap, doctor, gateway, interrupts, models, node, publish, pull, status, talk, trace, up
 from paceline.cli.console import fail
 from paceline.wire.errors import PacelineError
 
@@ -35,6 +35,7 @@ app.command("chat")(talk.chat)
 app.command("status")(status.status)
 app.command("route")(status.route)
 app.command("trace")(trace.trace)
+app.command("doctor")(doctor.doctor)
 app.command("pull")(pull.pull)
 app.command("publish")(publish.publish)
 app.command("models")(models.models)

@@ -61,7 +61,7 @@ ROOMS = {
         extra="gateway telemetry",
     ),
     "sim": room("wire routing consistency client.generation engine.toy engine.shard engine.sampling engine.draw"),
-    "cli": Room(ALL, frozenset(("typer", "click", "rich", "trio", "anyio", "msgspec", "platformdirs"))),
+    "cli": room(" ".join(sorted(ALL)), "typer click rich trio anyio msgspec packaging platformdirs psutil"),
 }
 
 PURE = ("consistency", "routing", "sim")
