@@ -12,6 +12,7 @@ class NodeConfig:
     `most_positions`: positions in one engine step (a prefill chunk and the decodes beside it).
     `orphan_s`: how long a session outlives its owner's link. `drain_s`: how long a leaving node lets sessions finish
     before it asks their owners to reroute, and once more the same until it goes anyway.
+    `shared_prefixes`: what one owner's prompt left behind serves others too; they could then tell by its speed.
     """
 
     most_positions: int = 512
@@ -21,4 +22,7 @@ class NodeConfig:
     offer_s: float = 12.0
     drain_s: float = 5.0
     near_peers: int = 16
+    shared_prefixes: bool = False
+    upload_bytes_per_s: float = 0.0
+    """Of weights, to all peers together; 0: no limit."""
     agent: str = "paceline"
