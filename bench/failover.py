@@ -61,10 +61,10 @@ class Laboratory:
         """Positions that each node's engine has run."""
         return {node["peer"]: node["engine"]["positions"] for node in self.client.status() if "engine" in node}
 
-    def settle(self) -> None:
-        """Until the client sees six nodes."""
+    def settle(self, since: float = 0.0) -> None:
+        """Until the client sees six nodes that have all announced themselves after `since` (unix seconds)."""
         deadline = time.monotonic() + 60
-        while len(self.client.offers()) < len(self.swarm.nodes):
+        while sum(offer.issued_at > since for offer in self.client.offers()) < len(self.swarm.nodes):
             if time.monotonic() > deadline:
                 raise TimeoutError("the swarm did not heal within 60 s")
             time.sleep(0.1)
@@ -78,13 +78,15 @@ class Laboratory:
             self.cut(victim.peer)
 
     def mend(self, how: str, victim: NodeProcess, options: Sequence[str]) -> None:
+        """Undo the fault and wait until the client knows: an offer of before it would name a dead peer as healthy."""
+        since = time.time()
         if how.startswith("kill"):
             self.swarm.wait_ready([self.swarm.restart(victim, *options)])
         elif how == "freeze":
             victim.thaw()
         else:
             self.cut()
-        self.settle()
+        self.settle(since)
 
     def cut(self, *peers: str) -> None:
         """Partition `peers` from everybody."""

@@ -80,6 +80,8 @@ class Swarm:
         self._sessions: dict[bytes, trio.MemorySendChannel[SessionEvent]] = {}
         self._answers: dict[int, trio.MemorySendChannel[tuple[PeerId, Message, bytes]]] = {}
         self._next_request = 0
+        self._noticed: dict[PeerId, float] = {}
+        """When it was first seen that the link to a peer had fallen, in unix seconds."""
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[Swarm]:
@@ -133,19 +135,22 @@ class Swarm:
     async def offers(self, model: str | None = None) -> tuple[Offer, ...]:
         """Live offers; opens links to some of them ahead of need."""
         found = tuple(await self.directory.offers(model))
+        gone = self.fallen(found)
         for offer in found[:WARM_LINKS]:
-            self.links.want(offer.at, now=self._is_back(offer))
+            peer = PeerId(offer.peer)
+            self.links.want(offer.at, now=peer not in gone and self.links.fallen_s(peer) is not None)
         return found
 
     def fallen(self, offers: Iterable[Offer]) -> frozenset[PeerId]:
-        """Peers whose link fell a short while ago, and that have not announced themselves since."""
-        gone = (PeerId(offer.peer) for offer in offers if not self._is_back(offer))
-        return frozenset(peer for peer in gone if self.links.fallen_s(peer) is not None)
+        """Peers whose link fell a short while ago, and that have not announced themselves since that was noticed.
 
-    def _is_back(self, offer: Offer) -> bool:
-        """Whether an offer is newer than the end of the last link to its peer. Clocks may differ: a hint."""
-        since = self.links.fallen_s(PeerId(offer.peer))
-        return since is not None and offer.issued_at > self.unix_time() - since
+        Their offer lives on for seconds. Clocks of others decide here, so this is a hint and no verdict.
+        """
+        self._noticed = {peer: at for peer, at in self._noticed.items() if self.links.fallen_s(peer) is not None}
+        down = {PeerId(o.peer): o.issued_at for o in offers if self.links.fallen_s(PeerId(o.peer)) is not None}
+        for peer in down:
+            self._noticed.setdefault(peer, self.unix_time())
+        return frozenset(peer for peer, issued_at in down.items() if issued_at <= self._noticed[peer])
 
     async def view(self, model: str) -> SwarmView:
         """What routing decides on, now."""
