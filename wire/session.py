@@ -7,6 +7,8 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from paceline.wire import limits
+from paceline.wire.codec import decode_header, encode_header
+from paceline.wire.errors import Malformed
 from paceline.wire.messages import U64, PositionInt, RevisionBytes, SessionBytes, ShortText, Stage
 from paceline.wire.sampling import SamplingParams, TokenId
 
@@ -23,3 +25,15 @@ class SessionState(Struct, frozen=True, array_like=True):
     max_positions: PositionInt
     sampling: SamplingParams
     route: tuple[Stage, ...] = ()
+
+    def to_bytes(self) -> bytes:
+        """For a file, or another process: MessagePack."""
+        return encode_header(self)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> SessionState:
+        """The inverse of `to_bytes`. Raises Malformed for anything else."""
+        state: SessionState = decode_header(data, cls)
+        if not 0 < state.prompt_length <= len(state.log) <= state.max_positions:
+            raise Malformed(f"a session of {len(state.log)} tokens, {state.prompt_length} of them its prompt")
+        return state
