@@ -32,6 +32,16 @@ Trust = Annotated[
 ]
 Follow = Annotated[bool, typer.Option(help="Take up newer releases of the model's name, beside the present one.")]
 
+KvSpilled = Annotated[
+    int, typer.Option(help="Positions of KV beyond that, which lie on disk while other sessions run; 0: none.")
+]
+PrefixMb = Annotated[
+    int, typer.Option(help="Disk, in MB, for what finished sessions computed: equal beginnings are run once; 0: none.")
+]
+SharedPrefixes = Annotated[
+    bool, typer.Option(help="Let one client's beginnings serve others; they can tell from the speed.")
+]
+
 
 def node(
     model: Annotated[str, typer.Option(help="Model name or revision; see `paceline pull`.")] = "smollm2-135m-instruct",
@@ -53,7 +63,10 @@ def node(
     device: Annotated[str, typer.Option(help="torch device: cpu, cuda, cuda:1.")] = "cpu",
     dtype: Annotated[str, typer.Option(help="Numbers to compute in: f32, bf16 or f16.")] = "f32",
     threads: Annotated[int, typer.Option(help="CPU threads for the model; 0: all cores.")] = 0,
-    kv_positions: Annotated[int, typer.Option(help="Room for KV, in positions.")] = 65_536,
+    kv_positions: Annotated[int, typer.Option(help="Room for KV in memory, in positions.")] = 65_536,
+    kv_spilled: KvSpilled = 131_072,
+    prefix_mb: PrefixMb = 1024,
+    shared_prefixes: SharedPrefixes = False,
     shadow: Annotated[
         bool, typer.Option(help="Also stand by for others who hold this span: their failure then costs a blink.")
     ] = False,

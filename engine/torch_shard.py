@@ -130,6 +130,7 @@ class TorchShard:
 
     def tidy(self) -> None:
         """See engine.shard.Paged."""
+        self._threads(1)
         self._room.tidy()
 
     def kv_statistics(self) -> KvStatistics:
@@ -140,13 +141,16 @@ class TorchShard:
 
     def _use_threads(self, rows: int) -> None:
         """Decode is bound by memory and often fastest on few threads, prefill by arithmetic (engine.measure tunes)."""
-        wanted = self.few_threads if rows <= FEW_ROWS else self.many_threads
+        self._threads(self.few_threads if rows <= FEW_ROWS else self.many_threads)
+
+    def _threads(self, wanted: int) -> None:
         if self._device.type == "cpu" and torch.get_num_threads() != wanted:
             torch.set_num_threads(wanted)
 
     @torch.inference_mode()
     def step(self, batch: Sequence[Work]) -> list[Output]:
         check_caller(batch, [self.length(work.key) for work in batch])
+        self._threads(1)  # KV is copied by one thread: a barrier in each small copy costs more than the copy
         self.tidy()
         outputs: dict[Key, Output] = {}
         ready: dict[Key, _Run] = {}

@@ -53,7 +53,9 @@ def push(shards: Sequence[TorchShard], key: str, ids: Sequence[int], at: int) ->
     return output.sampled.token
 
 
-def run(shards: Sequence[TorchShard], key: str, prompt: Sequence[int], n: int, scope: bytes | None = b"me") -> list[int]:
+def run(
+    shards: Sequence[TorchShard], key: str, prompt: Sequence[int], n: int, scope: bytes | None = b"me"
+) -> list[int]:
     for shard in shards:
         shard.open(key, 128)
         if scope is not None:
@@ -80,7 +82,7 @@ def test_a_prefix_is_computed_once(tiny_store: tuple[Store, Manifest], limits: K
     assert reused(shards) == [0] * len(shards)
     assert run(shards, "second", PROMPT, 20) == plain
     assert reused(shards) == [3 * BLOCK] * len(shards)
-    other = PROMPT[: BLOCK + 3] + [5] + PROMPT[BLOCK + 4 :]
+    other = [*PROMPT[: BLOCK + 3], 5, *PROMPT[BLOCK + 4 :]]
     assert run(shards, "other", other, 5) == run(shards, "other, plain", other, 5, scope=None)
     assert reused(shards) == [4 * BLOCK] * len(shards)
     for shard in shards:
