@@ -66,7 +66,9 @@ class Node:
         self.links = Links(transport, self._on_message, self._on_lost, links or LinksConfig(), on_up=self._on_up)
         self.me = PeerId(transport.address.peer)
         self.engine = engine or EngineThread()
-        self.table = SessionTable(self.me, services, self._send, self.config.journal_bytes)
+        self.table = SessionTable(
+            self.me, services, self._send, self.config.journal_bytes, shared_prefixes=self.config.shared_prefixes
+        )
         self.loop = StageLoop(
             self.table,
             self.engine,
