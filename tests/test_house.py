@@ -49,7 +49,9 @@ ROOMS = {
     "net": room("wire", "trio libp2p cryptography multiaddr noise base58"),
     "dht": room("wire net", "trio libp2p cryptography multiaddr msgspec"),
     "engine": room(
-        "wire store", "torch transformers safetensors gguf accelerate numpy tokenizers jinja2 psutil", extra="node"
+        "wire store",
+        "torch triton transformers safetensors gguf accelerate numpy tokenizers jinja2 psutil",
+        extra="node",
     ),
     "node": Room(ALL - {"client", "gateway", "cli"}, frozenset(("trio", "msgspec", "psutil")), extra="node"),
     "client": room(
@@ -69,6 +71,9 @@ WORLD = {"asyncio", "datetime", "logging", "random", "secrets", "socket", "subpr
 IMPURE = WORLD | {"torch"}
 TORCH_FREE = ("wire", "routing", "consistency", "net", "dht", "store", "client", "cli", "sim")
 TORCH_FREE_FILES = ("engine.shard", "engine.toy")
+
+BROUGHT = {"triton": ["torch"]}
+"""What another dependency brings, in the one version that fits it: torch for CUDA needs its own Triton."""
 
 COMPUTED = "a computed name"
 COMPUTED_IN = {
@@ -260,7 +265,7 @@ def test_what_a_room_imports_its_install_declares() -> None:
         declared = _names([*project["dependencies"], *(name for group in groups for name in group)])
         for line, module in named_imports(source):
             top = module.partition(".")[0]
-            known = {_plain(home) for home in homes.get(top, [top])} & declared
+            known = {_plain(home) for home in BROUGHT.get(top) or homes.get(top, [top])} & declared
             if not known and top != "paceline" and top not in sys.stdlib_module_names:
                 missing.add(f"{source.where}:{line}: {top}")
     assert not missing

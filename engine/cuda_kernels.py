@@ -1,0 +1,211 @@
+"""Triton kernels of the lean GPU path. Knows pointers and strides; no models, no sessions. Imported only beside a GPU.
+
+Decode is bound by reading weights, so what lies between two matrix products is folded into them: RMSNorm before a
+product, SwiGLU or the residual after it. All sums are float32, in an order that does not depend on timing.
+
+`PDL`: the kernel may start while its predecessor ends (programmatic dependent launch): it asks for its first weights,
+then waits. Weights never depend on a predecessor; everything else does.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# --- one row times a matrix
+
+
+@triton.jit
+def _square_and_gain(x, gain_ptr, at, fits, NORM: tl.constexpr):
+    """`x` times the norm's gain, and the squares of `x`, both as they are needed before the norm's scale is known."""
+    if NORM:
+        gain = tl.load(gain_ptr + at, mask=fits, other=0.0).to(tl.float32)
+        return x * gain, x * x
+    return x, x
+
+
+@triton.jit
+def gemv(
+    x_ptr,
+    w_ptr,
+    bias_ptr,
+    residual_ptr,
+    gain_ptr,
+    y_ptr,
+    n_rows,
+    eps,
+    K: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
+    NORM: tl.constexpr,
+    BIAS: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    STAGES: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """``y[n] = norm(x) · w[n] (+ bias[n]) (+ residual[n])`` for `ROWS` rows of `w` ``[n_rows, K]``."""
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    here = rows < n_rows
+    w_rows = w_ptr + rows[:, None].to(tl.int64) * K
+    columns = tl.arange(0, STEP)
+    w = tl.load(w_rows + columns[None, :], mask=here[:, None] & (columns < K)[None, :], other=0.0)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    x = tl.load(x_ptr + columns, mask=columns < K, other=0.0).to(tl.float32)
+    x, squares = _square_and_gain(x, gain_ptr, columns, columns < K, NORM)
+    total = w.to(tl.float32) * x[None, :]
+    for k in tl.range(STEP, K, STEP, num_stages=STAGES):
+        at = k + columns
+        fits = at < K
+        w = tl.load(w_rows + at[None, :], mask=here[:, None] & fits[None, :], other=0.0)
+        x = tl.load(x_ptr + at, mask=fits, other=0.0).to(tl.float32)
+        x, more = _square_and_gain(x, gain_ptr, at, fits, NORM)
+        squares += more
+        total += w.to(tl.float32) * x[None, :]
+    y = tl.sum(total, axis=1)
+    if NORM:
+        y = y * tl.rsqrt(tl.sum(squares, axis=0) / K + eps)
+    if BIAS:
+        y += tl.load(bias_ptr + rows, mask=here, other=0.0).to(tl.float32)
+    if RESIDUAL:
+        y += tl.load(residual_ptr + rows, mask=here, other=0.0).to(tl.float32)
+    tl.store(y_ptr + rows, y.to(y_ptr.dtype.element_ty), mask=here)
+
+
+@triton.jit
+def gemv_swiglu(
+    x_ptr,
+    w_ptr,
+    gain_ptr,
+    y_ptr,
+    n_rows,
+    eps,
+    K: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
+    STAGES: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """``y[n] = silu(g) · u`` with ``g = norm(x) · w[n]`` and ``u = norm(x) · w[n_rows + n]``; `w` ``[2 n_rows, K]``."""
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    here = rows < n_rows
+    gates = w_ptr + rows[:, None].to(tl.int64) * K
+    ups = gates + n_rows.to(tl.int64) * K
+    columns = tl.arange(0, STEP)
+    mask = here[:, None] & (columns < K)[None, :]
+    g = tl.load(gates + columns[None, :], mask=mask, other=0.0)
+    u = tl.load(ups + columns[None, :], mask=mask, other=0.0)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    x = tl.load(x_ptr + columns, mask=columns < K, other=0.0).to(tl.float32)
+    x, squares = _square_and_gain(x, gain_ptr, columns, columns < K, True)
+    gate = g.to(tl.float32) * x[None, :]
+    up = u.to(tl.float32) * x[None, :]
+    for k in tl.range(STEP, K, STEP, num_stages=STAGES):
+        at = k + columns
+        fits = at < K
+        mask = here[:, None] & fits[None, :]
+        g = tl.load(gates + at[None, :], mask=mask, other=0.0)
+        u = tl.load(ups + at[None, :], mask=mask, other=0.0)
+        x = tl.load(x_ptr + at, mask=fits, other=0.0).to(tl.float32)
+        x, more = _square_and_gain(x, gain_ptr, at, fits, True)
+        squares += more
+        gate += g.to(tl.float32) * x[None, :]
+        up += u.to(tl.float32) * x[None, :]
+    scale = tl.rsqrt(tl.sum(squares, axis=0) / K + eps)
+    gated = tl.sum(gate, axis=1) * scale
+    y = gated / (1.0 + tl.exp(-gated)) * (tl.sum(up, axis=1) * scale)
+    tl.store(y_ptr + rows, y.to(y_ptr.dtype.element_ty), mask=here)
+
+
+# --- a few rows times a matrix
+
+
+@triton.jit
+def gemm_few(
+    x_ptr,
+    w_ptr,
+    y_ptr,
+    m,
+    n,
+    k,
+    splits,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    STEP: tl.constexpr,
+    SWIGLU: tl.constexpr,
+):
+    """``y[part, row, column] = x[row] · w[column]``, over one of `splits` parts of k, for few rows: m ≤ M.
+
+    The weights are the left operand, which has 64 rows at least; x ``[m, k]`` is the right one, which may have 16.
+    `SWIGLU`: as in `gemv_swiglu`, and there is one part. k is a multiple of splits · STEP.
+    """
+    columns = tl.program_id(0) * N + tl.arange(0, N)
+    here = columns < n
+    rows = tl.arange(0, M)
+    there = rows < m
+    first = tl.program_id(1) * (k // splits)
+    at = first + tl.arange(0, STEP)
+    w = w_ptr + columns[:, None].to(tl.int64) * k + at[None, :]
+    x = x_ptr + rows[None, :] * k + at[:, None]
+    total = tl.zeros([N, M], tl.float32)
+    other = tl.zeros([N, M], tl.float32)
+    for _ in range(0, k // splits, STEP):
+        right = tl.load(x, mask=there[None, :], other=0.0)
+        total = tl.dot(tl.load(w, mask=here[:, None], other=0.0), right, total)
+        if SWIGLU:
+            up = tl.load(w + n.to(tl.int64) * k, mask=here[:, None], other=0.0)
+            other = tl.dot(up, right, other)
+        w += STEP
+        x += STEP
+    if SWIGLU:
+        total = total / (1.0 + tl.exp(-total)) * other
+    y = y_ptr + tl.program_id(1) * m * n + rows[None, :] * n + columns[:, None]
+    tl.store(y, total.to(y_ptr.dtype.element_ty), mask=here[:, None] & there[None, :])
+
+
+# --- what lies between products, many rows
+
+
+@triton.jit
+def add_norm(
+    x_ptr,
+    parts_ptr,
+    gain_ptr,
+    normed_ptr,
+    rows,
+    eps,
+    K: tl.constexpr,
+    WIDE: tl.constexpr,
+    PARTS: tl.constexpr,
+    NORM: tl.constexpr,
+):
+    """``x[row] += Σ parts[·, row]`` in place (PARTS may be 0), then ``normed[row] = RMSNorm(x[row])`` where `NORM`."""
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, WIDE)
+    fits = at < K
+    x = tl.load(x_ptr + row * K + at, mask=fits, other=0.0).to(tl.float32)
+    if PARTS:
+        for part in tl.static_range(PARTS):
+            x += tl.load(parts_ptr + (part * rows + row) * K + at, mask=fits, other=0.0).to(tl.float32)
+        x = x.to(x_ptr.dtype.element_ty)
+        tl.store(x_ptr + row * K + at, x, mask=fits)
+        x = x.to(tl.float32)
+    if NORM:
+        scale = tl.rsqrt(tl.sum(x * x, axis=0) / K + eps)
+        gain = tl.load(gain_ptr + at, mask=fits, other=0.0).to(tl.float32)
+        tl.store(normed_ptr + row * K + at, (x * scale * gain).to(normed_ptr.dtype.element_ty), mask=fits)
+
+
+@triton.jit
+def swiglu(x_ptr, y_ptr, K: tl.constexpr, WIDE: tl.constexpr):
+    """``y = silu(x[:, :K]) · x[:, K:]``; x ``[rows, 2 K]``."""
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * WIDE + tl.arange(0, WIDE)
+    fits = at < K
+    gate = tl.load(x_ptr + row * 2 * K + at, mask=fits, other=0.0).to(tl.float32)
+    up = tl.load(x_ptr + row * 2 * K + K + at, mask=fits, other=0.0).to(tl.float32)
+    y = gate / (1.0 + tl.exp(-gate)) * up
+    tl.store(y_ptr + row * K + at, y.to(y_ptr.dtype.element_ty), mask=fits)
