@@ -170,6 +170,10 @@ class Paged(Protocol):
         where room is about to become free: ask again in a moment. Quick; nothing is moved before `step`."""
         ...
 
+    def account(self) -> dict[str, int | float]:
+        """For people: what was moved and reused since the start, and what is held; bytes, positions, seconds."""
+        ...
+
     @property
     def untidy(self) -> bool:
         """True where `tidy` has something to do."""

@@ -8,7 +8,7 @@ lies beyond them and is overwritten.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -122,6 +122,12 @@ class TorchShard:
     def turn(self, wanting: Sequence[Key]) -> list[Key]:
         """See engine.shard.Paged."""
         return self._room.turn(wanting)
+
+    def account(self) -> dict[str, int | float]:
+        """See engine.shard.Paged."""
+        now = self._room.statistics()
+        kept = {f"prefix_{name}": value for name, value in asdict(now.prefixes).items()}
+        return {name: value for name, value in asdict(now).items() if name != "prefixes"} | kept
 
     @property
     def untidy(self) -> bool:
