@@ -14,6 +14,7 @@ import trio
 
 from paceline.consistency.effects import Send
 from paceline.dht.directory import Directory
+from paceline.engine.shard import Paged
 from paceline.net.links import Links, LinksConfig
 from paceline.net.transport import Transport
 from paceline.node.blocks import BlockDesk, BlockSource, NoBlocks
@@ -189,6 +190,7 @@ class Node:
                     "kv_free": s.shard.kv_free,
                     "sessions": self.table.of_service(s),
                     "shadow": s.shadow,
+                    "kv": s.shard.account() if isinstance(s.shard, Paged) else {},
                 }
                 for s in self.table.services
             ],
