@@ -13,10 +13,10 @@ ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help demo test check clean
+.PHONY: help demo test check bench package-test clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(STAMP) ## Three nodes and a client on this machine, one streamed answer
 	@.venv/bin/paceline up --demo
@@ -38,6 +38,12 @@ check: $(STAMP) ## Lint, format and strict types
 	@rm -rf build/types && mkdir -p build/types/paceline
 	@for name in $(PACKAGES); do ln -s ../../../$$name build/types/paceline/$$name; done
 	@.venv/bin/mypy $(PACKAGES:%=-p paceline.%)
+
+bench: $(STAMP) ## Measure everything, write table and plots into docs/benchmarks
+	@.venv/bin/python -m bench.table
+
+package-test: $(STAMP) ## Build the wheel, install it into clean environments, and use both
+	@.venv/bin/python -m bench.package
 
 clean: ## Remove everything that make made, the environment included
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
