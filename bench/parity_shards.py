@@ -78,6 +78,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "cohere2": {"sliding_window": 8, "layer_types": _ALTERNATE, "head_dim": 16, "logit_scale": 0.25},
     "smollm3": {"no_rope_layer_interval": 3},
     "seed_oss": {"head_dim": 16},
+    "arcee": {"head_dim": 16},
+    "exaone4": {"sliding_window": 8, "sliding_window_pattern": 2},
+    "starcoder2": {"sliding_window": 8},
 }
 """Name (its part before "-" is the `model_type`) → what its tiny configuration changes."""
 

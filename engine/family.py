@@ -27,8 +27,9 @@ from paceline.wire.ids import Span
 from paceline.wire.messages import Dtype
 
 CERTIFIED = {
-    *("cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "glm4", "gpt_oss", "granite", "llama", "mistral"),
-    *("mixtral", "olmo2", "olmo3", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3"),
+    *("arcee", "cohere", "cohere2", "exaone4", "gemma", "gemma2", "gemma3_text", "glm4", "gpt_oss", "granite"),
+    *("llama", "mistral", "mixtral", "olmo2", "olmo3", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe"),
+    *("seed_oss", "smollm3", "starcoder2"),
 }
 """`model_type`s that `python -m bench.parity_shards` proves. Everything else is refused."""
 

@@ -17,7 +17,7 @@ import trio
 from paceline.net.links import Links
 from paceline.node.weights_rate import Rate
 from paceline.store.store import Store
-from paceline.wire.errors import CorruptBlock, Overloaded
+from paceline.wire.errors import CorruptBlock, ModelNotFound, Overloaded
 from paceline.wire.ids import PeerId, Revision
 from paceline.wire.messages import BlockPiece, BlockRequest, Holdings, HoldingsRequest
 
@@ -64,16 +64,16 @@ class StoreBlocks:
 
     def piece(self, digest: bytes, offset: int, length: int) -> tuple[int, bytes]:
         try:
-            path = self._store.manifest_path(Revision(digest))
-            if not path.exists():
-                if not self._store.has(digest):
-                    return 0, b""
+            if self._store.has(digest):
                 path = self._store.path(digest)
+            else:
+                self._store.manifest(Revision(digest))
+                path = self._store.manifest_path(Revision(digest))
             with path.open("rb", buffering=0) as file:
                 total = file.seek(0, 2)
                 file.seek(min(offset, total))
                 return total, file.read(length)
-        except (OSError, CorruptBlock):
+        except (OSError, CorruptBlock, ModelNotFound):
             return 0, b""
 
 

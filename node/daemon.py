@@ -28,6 +28,7 @@ from paceline.net.identity import Identity
 from paceline.node.blocks import StoreBlocks
 from paceline.node.config import NodeConfig
 from paceline.node.engine_thread import EngineThread
+from paceline.node.machine import subject_of
 from paceline.node.node import Node
 from paceline.node.services import LoadedService
 from paceline.node.weights import Weights
@@ -87,7 +88,7 @@ async def serve(config: DaemonConfig, report: Report, ready: Callable[[Node], No
         node = _build(config, identity, store, engine, services)
         node.fetcher = Fetcher(node.links, store, FetchConfig(bytes_per_s=config.download_bytes_per_s))
         node.frontier = lambda: weights.frontier(it.model for it in node.table.services)
-        nursery.start_soon(_join_and_tell, config, node, joiner, ready)
+        nursery.start_soon(_join_and_tell, nursery, config, node, joiner, ready)
         nursery.start_soon(_leave_when, leaving, node)
         if config.crash_on_usr1:
             nursery.start_soon(_watch_crashes, node)
@@ -95,6 +96,7 @@ async def serve(config: DaemonConfig, report: Report, ready: Callable[[Node], No
         nursery.cancel_scope.cancel()
 
 
+        node.releases_refused = weights.refused
 def _build(
     config: DaemonConfig, identity: Identity, store: Store, engine: EngineThread, services: list[LoadedService]
 ) -> Node:

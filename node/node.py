@@ -5,7 +5,7 @@ Built from parts that are already real or in-memory (`node.daemon` builds the re
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any, get_args
 
@@ -201,7 +201,10 @@ class Node:
             "counters": dict(self.table.counters),
             "links": msgspec.to_builtins(self.links.statistics()),
             "rtt_s": {peer: self.links.rtt_s(peer) for peer in self.links.peers()},
+            "banned": sorted(self.fetcher.banned) if self.fetcher else [],
+            "fetched": msgspec.to_builtins(self.fetcher.reports[-4:]) if self.fetcher else [],
+            "releases_refused": dict(self.releases_refused),
+            "blocks_served": msgspec.to_builtins(self.desk.statistics),
             "directory": self.directory.statistics(),
             **self._details(),
-            "blocks_served": msgspec.to_builtins(self.desk.statistics),
         }

@@ -85,6 +85,8 @@ class Fetcher:
         self.config = config or FetchConfig()
         self.in_thread = in_thread
         self.banned: set[PeerId] = set()
+        self.reports: list[FetchReport] = []
+        """Of every fetch that has begun, oldest first."""
         self._links = links
         self._store = store
         self._rate = Rate(self.config.bytes_per_s)
@@ -144,6 +146,7 @@ class Fetcher:
     async def fetch(self, blocks: Sequence[Block], sources: Sources, progress: Progress | None = None) -> FetchReport:
         """All of `blocks` into the store, those that are there already excepted. Raises PeerUnavailable, DiskFull."""
         report, began = FetchReport(), trio.current_time()
+        self.reports.append(report)
         while missing := [block for block in dict.fromkeys(blocks) if not self._store.has(block.digest)]:
             opened = [Partial.open(self._store, block, self.config.piece_bytes) for block in missing]
             mine = [it for it in opened if it is not None]
@@ -251,9 +254,14 @@ class _Run:
 
     def _check_patience(self) -> None:
         quiet = trio.current_time() - self._news
+        lacking = self.plan.unavailable() or self.plan.blocks
+        if self._owner.banned and not self._bells and quiet > 2 * self._owner.config.again_s and lacking:
+            raise CorruptBlock(
+                f"block {lacking[0].hash[:12]} is held by nobody but peers that sent bytes of another hash",
+                peer=min(self._owner.banned),
+            )
         if quiet < self._owner.config.give_up_s:
             return
-        lacking = self.plan.unavailable() or self.plan.blocks
         raise PeerUnavailable(
             f"nobody sent {len(lacking)} blocks (the first is {lacking[0].hash[:12]}) for {quiet:.0f} s",
             cure="start a node that holds them, or pull the model here",
