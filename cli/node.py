@@ -43,21 +43,40 @@ SharedPrefixes = Annotated[
 ]
 
 
+Span = Annotated[
+    str,
+    typer.Option(
+        help="Layers to serve: `auto` (as many as fit, where the swarm needs them most), `all`, `START:END`, or "
+        "`K/N` for the K-th of N equal parts."
+    ),
+]
+Swarm = Annotated[
+    list[str] | None,
+    typer.Option(help="Multiaddr of any member to join through (repeat for several). None: begin a new swarm."),
+]
+Announce = Annotated[
+    list[str] | None, typer.Option(help="Address to tell others instead of the interfaces' own (port forwarding).")
+]
+Shadow = Annotated[
+    bool, typer.Option(help="Also stand by for others who hold this span: their failure then costs a blink.")
+]
+RoomGb = Annotated[float, typer.Option(help="Memory for weights, where the span is `auto`; 0: half of what is free.")]
+Move = Annotated[
+    bool, typer.Option(help="With `auto`: change to other layers later, where the swarm gains a tenth by it.")
+]
+Preview = Annotated[
+    bool, typer.Option("--preview", help="Say which layers `auto` would take now, and why; serve nothing.")
+]
+
+
 def node(
     model: Annotated[str, typer.Option(help="Model name or revision; see `paceline pull`.")] = "smollm2-135m-instruct",
-    span: Annotated[
-        str, typer.Option(help="Layers to serve: `all`, `START:END`, or `K/N` for the K-th of N equal parts.")
-    ] = "all",
-    swarm: Annotated[
-        list[str] | None,
-        typer.Option(help="Multiaddr of any member to join through (repeat for several). None: begin a new swarm."),
-    ] = None,
+    span: Span = "auto",
+    swarm: Swarm = None,
     listen: Annotated[str, typer.Option(help="IP address to listen on; 0.0.0.0 for all interfaces.")] = "0.0.0.0",
     port: Annotated[int, typer.Option(help="TCP port of the control plane; 0: any.")] = 0,
     data_port: Annotated[int, typer.Option(help="TCP port of the direct data channel; 0: any.")] = 0,
-    announce: Annotated[
-        list[str] | None, typer.Option(help="Address to tell others instead of the interfaces' own (port forwarding).")
-    ] = None,
+    announce: Announce = None,
     home: Annotated[Path | None, typer.Option(help="Where models and identity lie.", envvar="PACELINE_HOME")] = None,
     name: Annotated[str, typer.Option(help="Which identity of this machine to use.")] = "node",
     device: Annotated[str, typer.Option(help="torch device: cpu, cuda, cuda:1.")] = "cpu",
@@ -67,14 +86,15 @@ def node(
     kv_spilled: KvSpilled = 131_072,
     prefix_mb: PrefixMb = 1024,
     shared_prefixes: SharedPrefixes = False,
-    shadow: Annotated[
-        bool, typer.Option(help="Also stand by for others who hold this span: their failure then costs a blink.")
-    ] = False,
+    shadow: Shadow = False,
     link_profile: LinkProfile = None,
     trust: Trust = None,
     follow: Follow = True,
     upload_mb_s: Annotated[float, typer.Option(help="Most that weights may take of the uplink, MB/s; 0: all.")] = 0.0,
     download_mb_s: Annotated[float, typer.Option(help="Most that fetching weights may take, MB/s; 0: all.")] = 0.0,
+    room_gb: RoomGb = 0.0,
+    move: Move = False,
+    preview: Preview = False,
     ready_file: Annotated[Path | None, typer.Option(hidden=True)] = None,
     until_stdin_closes: Annotated[bool, typer.Option(hidden=True)] = False,
     crash_on_usr1: Annotated[bool, typer.Option(hidden=True)] = False,
@@ -86,18 +106,27 @@ def node(
 
     Examples:
 
-      paceline node                                        # a new swarm, whole model
+      paceline node                                        # a new swarm, all layers that fit
+
+      paceline node --swarm /ip4/…/tcp/…/p2p/…             # join one where it is weakest
 
       paceline node --span 1/3 --swarm /ip4/…/tcp/…/p2p/…  # join one with a third of the layers
     """
-    _serve(_config(locals()))
+    given = locals()
+    config = _config(given)
+    if preview:
+        from paceline.cli.preview import show
+
+        show(config)
+        return
+    _serve(config)
 
 
 def _config(given: dict[str, Any]) -> DaemonConfig:
     """The options of `node`, resolved. Imports come here, once it is settled what is left out of this process."""
     # Waiting OpenMP threads must sleep: where they spin, a busy machine decodes twenty times slower (docs/LOG.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if given["device"] == "cpu":
+    if given["device"] == "cpu" and not given["preview"]:
         _import_lean()
     from paceline.engine.loading import LoadConfig
     from paceline.net.host import NetConfig
@@ -132,6 +161,8 @@ def _config(given: dict[str, Any]) -> DaemonConfig:
         trust=tuple(given["trust"] or ()),
         follow=given["follow"],
         download_bytes_per_s=given["download_mb_s"] * 1e6,
+        room_bytes=given["room_gb"] * 1e9,
+        moves=given["move"],
         **{name: given[name] for name in same},
     )
 

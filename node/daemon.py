@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from paceline.node.config import NodeConfig
 from paceline.node.engine_thread import EngineThread
 from paceline.node.machine import subject_of
 from paceline.node.node import Node
+from paceline.node.placing import Placing, PlacingConfig
 from paceline.node.services import LoadedService
 from paceline.node.weights import Weights
 from paceline.node.weights_fetch import FetchConfig, Fetcher
@@ -37,6 +38,10 @@ from paceline.node.weights_join import Joiner
 from paceline.store import trust
 from paceline.store.releases import Releases
 from paceline.store.store import Store
+from paceline.wire.ids import Span
+
+AUTO = "auto"
+"""In place of a span: the node chooses."""
 
 Report = Callable[[str, int, int], None]
 """``(what, done, total)`` of long work; total 0 where it is not known."""
@@ -66,6 +71,10 @@ class DaemonConfig:
     """Take up newer releases of the model's name."""
     download_bytes_per_s: float = 0.0
     """Of weights, from all peers together; 0: no limit."""
+    room_bytes: float = 0.0
+    """Memory for weights, where the node chooses its span; 0: half of what is free."""
+    moves: bool = False
+    """A node that chose its span may change it later, where the swarm gains enough."""
     link_profile: str | None = None
     """A link profile's name or file, for `net.conditioner`; None: the network as it is."""
 
@@ -83,9 +92,11 @@ async def serve(config: DaemonConfig, report: Report, ready: Callable[[Node], No
         weights = _weights(config, identity, store)
         alone = not config.bootstrap
         joiner = Joiner(weights, engine, config.load, report, alone=alone, shadow=config.shadow)
-        here = await trio.to_thread.run_sync(joiner.here)
+        placed = config.load.span == AUTO
+        here = None if placed else await trio.to_thread.run_sync(joiner.here)
         services = [] if here is None else [await joiner.load(here)]
         node = _build(config, identity, store, engine, services)
+        node.releases_refused = weights.refused
         node.fetcher = Fetcher(node.links, store, FetchConfig(bytes_per_s=config.download_bytes_per_s))
         node.frontier = lambda: weights.frontier(it.model for it in node.table.services)
         nursery.start_soon(_join_and_tell, nursery, config, node, joiner, ready)
@@ -96,7 +107,6 @@ async def serve(config: DaemonConfig, report: Report, ready: Callable[[Node], No
         nursery.cancel_scope.cancel()
 
 
-        node.releases_refused = weights.refused
 def _build(
     config: DaemonConfig, identity: Identity, store: Store, engine: EngineThread, services: list[LoadedService]
 ) -> Node:
@@ -144,11 +154,28 @@ def _weights(config: DaemonConfig, identity: Identity, store: Store) -> Weights:
     return Weights(store, Releases(store, believed), publisher, time.time, lambda: identity.peer)
 
 
-async def _join_and_tell(config: DaemonConfig, node: Node, joiner: Joiner, ready: Callable[[Node], None]) -> None:
+async def _placing(config: DaemonConfig, node: Node, joiner: Joiner) -> Placing:
+    """For a node that finds its span by itself."""
+    manifest = await joiner.manifest(node)
+
+    async def load(span: Span) -> LoadedService:
+        joiner.config = replace(config.load, span=str(span))
+        return await joiner.join(node)
+
+    subject = await trio.to_thread.run_sync(subject_of, manifest, config.load, config.room_bytes)
+    return Placing(node, subject, load, time.time, PlacingConfig(jitter_s=2.0 if config.bootstrap else 0.0))
+
+
+async def _join_and_tell(
+    nursery: trio.Nursery, config: DaemonConfig, node: Node, joiner: Joiner, ready: Callable[[Node], None]
+) -> None:
     await node.ready.wait()
     if not node.table.services:
-        node.table.services.append(await joiner.join(node))
+        placing = await _placing(config, node, joiner) if config.load.span == AUTO else None
+        node.table.services.append(await (joiner.join(node) if placing is None else placing.join()))
         await node.offering.announce()
+        if placing is not None and config.moves:
+            nursery.start_soon(placing.keep_looking)
     if config.ready_file is not None:
         address = node.links.address
         members = [f"{control}/p2p/{address.peer}" for control in address.control]

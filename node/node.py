@@ -40,6 +40,7 @@ from paceline.wire.messages import (
     Status,
     StatusRequest,
 )
+from paceline.wire.offers import Service
 from paceline.wire.releases import SignedRelease
 
 SESSION_MESSAGES = get_args(SessionMessage)
@@ -84,6 +85,9 @@ class Node:
         """Brings blocks from other nodes, where this one is built to."""
         self.unannounced: list[LoadedService] = []
         """Services that end when their last session has: they serve whoever rides, and are offered no more."""
+        self.planned: tuple[Service, ...] = ()
+        """What is about to be loaded: announced while nothing is served, so that no crowd piles up on one hole."""
+        self.releases_refused: Mapping[str, int] = {}
         self.frontier: Callable[[], tuple[SignedRelease, ...]] = tuple
         self._details = details
         self.ready = trio.Event()
@@ -197,14 +201,14 @@ class Node:
             "sessions": len(self.table),
             "journal_bytes": self.table.journal_bytes(),
             "engine": msgspec.to_builtins(steps),
-            "holds_dropped": holds.dropped,
-            "counters": dict(self.table.counters),
-            "links": msgspec.to_builtins(self.links.statistics()),
-            "rtt_s": {peer: self.links.rtt_s(peer) for peer in self.links.peers()},
             "banned": sorted(self.fetcher.banned) if self.fetcher else [],
             "fetched": msgspec.to_builtins(self.fetcher.reports[-4:]) if self.fetcher else [],
             "releases_refused": dict(self.releases_refused),
             "blocks_served": msgspec.to_builtins(self.desk.statistics),
+            "holds_dropped": holds.dropped,
+            "counters": dict(self.table.counters),
+            "links": msgspec.to_builtins(self.links.statistics()),
+            "rtt_s": {peer: self.links.rtt_s(peer) for peer in self.links.peers()},
             "directory": self.directory.statistics(),
             **self._details(),
         }

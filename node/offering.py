@@ -34,7 +34,7 @@ class Offering:
             sequence=self._sequence,
             issued_at=now,
             expires_at=now + node.config.offer_s,
-            services=tuple(s.offered(node.table.of_service(s)) for s in offered),
+            services=tuple(s.offered(node.table.of_service(s)) for s in offered) or node.planned,
             state="draining" if node.table.draining else "serving" if offered else "joining",
             rtts=tuple(near[: node.config.near_peers]),
             agent=node.config.agent,

@@ -6,8 +6,11 @@ default model the package that it ships in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+
+import trio
 
 from paceline.engine import default_model
 from paceline.engine.loading import LoadConfig, Loaded, load_service, resolve_span
@@ -15,9 +18,9 @@ from paceline.node.engine_thread import Engine
 from paceline.node.node import Node
 from paceline.node.services import LoadedService
 from paceline.node.weights import Weights
+from paceline.store.manifest import Manifest
 from paceline.wire.errors import ModelNotFound, PeerUnavailable
 from paceline.wire.ids import Revision
-from paceline.wire.offers import Offer
 
 Report = Callable[[str, int, int], None]
 
@@ -64,19 +67,30 @@ class Joiner:
 
     async def join(self, node: Node) -> LoadedService:
         """Fetch what the span needs through a running node's links, and load it. Raises typed errors."""
-
-        async def offers() -> Sequence[Offer]:
-            return await node.directory.offers()
-
         assert node.fetcher is not None
+        offers = partial(node.directory.offers)
         try:
-            revision = self._revision() or await self.weights.revision(self.config.model, offers)
-            patience_s = 5.0 if revision.hex() == default_model.REVISION else 20.0
-            manifest = await self.weights.manifest(revision, node.fetcher, offers, patience_s)
+            manifest = await self._manifest(node)
             span = resolve_span(manifest, self.config.span)
             await self.weights.ensure(manifest, span, node.fetcher, offers, self._report)
         except PeerUnavailable:
             if self.config.model not in _DEFAULT:
                 raise
             return await self.load(self.config)  # the package has it
-        return await self.load(replace(self.config, model=revision.hex()))
+        return await self.load(replace(self.config, model=manifest.revision.hex()))
+
+    async def manifest(self, node: Node) -> Manifest:
+        """What the wanted model consists of: from here, the swarm, or the package. Raises typed errors."""
+        try:
+            return await self._manifest(node)
+        except PeerUnavailable:
+            if self.config.model not in _DEFAULT:
+                raise
+            return await trio.to_thread.run_sync(default_model.ensure, self.weights.store, self._report)
+
+    async def _manifest(self, node: Node) -> Manifest:
+        assert node.fetcher is not None
+        offers = partial(node.directory.offers)
+        revision = self._revision() or await self.weights.revision(self.config.model, offers)
+        patience_s = 0.0 if self._alone else 5.0 if revision.hex() == default_model.REVISION else 20.0
+        return await self.weights.manifest(revision, node.fetcher, offers, patience_s)

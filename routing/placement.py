@@ -72,7 +72,10 @@ class Preview:
     ring_s: float | None = None
 
     def __str__(self) -> str:
-        ring = "" if self.ring_s is None else f", best ring through it {self.ring_s * 1e3:.1f} ms a token"
+        ring = ""
+        if self.ring_s is not None:
+            found = f"{self.ring_s * 1e3:.1f} ms a token" if self.ring_s < float("inf") else "none yet"
+            ring = f", best ring then: {found}"
         return (
             f"layers {self.span}: the swarm could make {self.before_per_s:.2f} → {self.after_per_s:.2f} tokens/s, "
             f"missing layers {self.missing_before} → {self.missing_after}{ring}"
