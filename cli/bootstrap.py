@@ -25,6 +25,10 @@ def bootstrap(
     announce: Annotated[
         list[str] | None, typer.Option(help="Host or address to tell others instead of the interfaces' own.")
     ] = None,
+    relay: Annotated[
+        bool,
+        typer.Option("--relay", help="Also carry circuits for nodes that nobody can dial (`paceline node --relay`)."),
+    ] = False,
     home: Annotated[Path | None, typer.Option(help="Where the identity lies.", envvar="PACELINE_HOME")] = None,
     name: Annotated[str, typer.Option(help="Which identity of this machine to use.")] = "bootstrap",
     ready_file: Annotated[
@@ -43,7 +47,7 @@ def bootstrap(
     from paceline.net.identity import Identity
 
     identity = Identity.load_or_create(home_folder(home) / "identities" / name)
-    net = NetConfig(listen_host=listen, control_port=port, announce=tuple(announce or ()), data=False)
+    net = NetConfig(listen_host=listen, control_port=port, announce=tuple(announce or ()), data=False, relay=relay)
 
     async def run() -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:

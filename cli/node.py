@@ -57,6 +57,12 @@ Swarm = Annotated[
 Announce = Annotated[
     list[str] | None, typer.Option(help="Address to tell others instead of the interfaces' own (port forwarding).")
 ]
+Relay = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Nobody can dial this machine: be reached through this relay (multiaddr, or @ and its ready file; repeat)."
+    ),
+]
 Shadow = Annotated[
     bool, typer.Option(help="Also stand by for others who hold this span: their failure then costs a blink.")
 ]
@@ -77,6 +83,7 @@ def node(
     port: Annotated[int, typer.Option(help="TCP port of the control plane; 0: any.")] = 0,
     data_port: Annotated[int, typer.Option(help="TCP port of the direct data channel; 0: any.")] = 0,
     announce: Announce = None,
+    relay: Relay = None,
     home: Annotated[Path | None, typer.Option(help="Where models and identity lie.", envvar="PACELINE_HOME")] = None,
     name: Annotated[str, typer.Option(help="Which identity of this machine to use.")] = "node",
     device: Annotated[str, typer.Option(help="torch device: cpu, cuda, cuda:1.")] = "cpu",
@@ -128,6 +135,7 @@ def _config(given: dict[str, Any]) -> DaemonConfig:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if given["device"] == "cpu" and not given["preview"]:
         _import_lean()
+    from paceline.dht.kademlia import written_out
     from paceline.engine.loading import LoadConfig
     from paceline.net.host import NetConfig
     from paceline.node.config import NodeConfig
@@ -152,6 +160,7 @@ def _config(given: dict[str, Any]) -> DaemonConfig:
             control_port=given["port"],
             data_port=given["data_port"],
             announce=tuple(given["announce"] or ()),
+            relays=tuple(written_out(given["relay"] or ())),
         ),
         node=NodeConfig(
             agent=f"paceline/{given['name']}",

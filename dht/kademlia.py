@@ -217,7 +217,7 @@ def parse_bootstrap(addresses: Iterable[str]) -> tuple[PeerAddress, ...]:
     ``@FILE`` stands for the addresses in a file that a member wrote when it was ready (``{"bootstrap": […]}``).
     """
     control: dict[str, tuple[str, ...]] = {}
-    for text in (each for given in addresses for each in (_written(given[1:]) if given.startswith("@") else [given])):
+    for text in written_out(addresses):
         address, found, peer = text.rpartition("/p2p/")
         if not found or not address.startswith("/") or not peer or "/" in peer:
             raise InvalidRequest(
@@ -226,6 +226,11 @@ def parse_bootstrap(addresses: Iterable[str]) -> tuple[PeerAddress, ...]:
             )
         control[peer] = (*control.get(peer, ()), address)
     return tuple(PeerAddress(peer, where) for peer, where in control.items())
+
+
+def written_out(addresses: Iterable[str]) -> list[str]:
+    """``@FILE`` replaced by the addresses in that file. Raises InvalidRequest."""
+    return [each for given in addresses for each in (_written(given[1:]) if given.startswith("@") else [given])]
 
 
 def _written(file: str) -> list[str]:

@@ -31,6 +31,7 @@ from paceline.net import hardening
 from paceline.net.dialing import AddressBook, Attempt, first_of, format_tcp, parse_tcp, reachable_hosts
 from paceline.net.direct import DirectChannel, DirectListener, Handshake
 from paceline.net.identity import Identity
+from paceline.net.relaying import CIRCUIT, HOP, STOP, Relay, Relayed, through
 from paceline.net.sky import StreamGate
 from paceline.net.streams import LINK_PROTOCOL, HostStream, StreamChannel
 from paceline.net.transport import Channel, ChannelHandler
@@ -57,7 +58,8 @@ class NetConfig:
     """`listens` False: a pure client, which opens no port. Port 0: any free one. `data` False: no data channel.
 
     `announce`: hosts or IP addresses to tell others in place of the interfaces' own, for machines behind a forwarding
-    router; the ports stay.
+    router; the ports stay. `relay`: carry circuits for others. `relays`: nobody can dial this process; it keeps
+    reservations with these (``<address>/p2p/<peer id>``), announces circuits through them, and opens no port.
     """
 
     listen_host: str = "127.0.0.1"
@@ -69,6 +71,8 @@ class NetConfig:
     handshake_deadline_s: float = 5.0
     max_handshakes: int = 64
     max_channels: int = 1024
+    relay: bool = False
+    relays: tuple[str, ...] = ()
 
 
 class Libp2pTransport:
@@ -87,6 +91,8 @@ class Libp2pTransport:
         self._book = AddressBook(trio.current_time)
         self._nursery: trio.Nursery | None = None
         self._channels: dict[DirectChannel | StreamChannel, None] = {}
+        self._relay = Relay(self)
+        self._relayed = Relayed(self)
         self.gate: StreamGate | None = None
         """Makes streams wait, but those that are channels: the link conditioner has its own way with channels."""
 
@@ -97,7 +103,8 @@ class Libp2pTransport:
     def statistics(self) -> dict[str, int]:
         """Refused things by kind (``refused_…``), and open channels by kind."""
         kinds = Counter(f"channels_{channel.kind}" for channel in self._channels)
-        return {f"refused_{kind}": count for kind, count in sorted(self._counts.items())} | dict(kinds)
+        refused = {f"refused_{kind}": count for kind, count in sorted(self._counts.items())}
+        return refused | dict(kinds) | (self._relay.statistics() if self._config.relay else {})
 
     # --- life ---------------------------------------------------------------------------------------------------
 
@@ -108,7 +115,8 @@ class Libp2pTransport:
     async def _run(self, handler: ChannelHandler) -> AsyncIterator[None]:
         """Raises InvalidRequest where a port cannot be opened."""
         config = self._config
-        listen = [Multiaddr(format_tcp(config.listen_host, config.control_port))] if config.listens else []
+        opens = config.listens and not config.relays
+        listen = [Multiaddr(format_tcp(config.listen_host, config.control_port))] if opens else []
         data_listeners = await self._open_ports()
         try:
             with single_errors():
@@ -119,6 +127,7 @@ class Libp2pTransport:
                     if data_listeners:
                         serve = self._data_service(handler).serve
                         nursery.start_soon(trio.serve_listeners, serve, data_listeners)
+                    await self._begin_relaying(nursery)
                     try:
                         yield
                     finally:
@@ -130,10 +139,22 @@ class Libp2pTransport:
             for listener in data_listeners:
                 listener.socket.close()
 
+    async def _begin_relaying(self, nursery: trio.Nursery) -> None:
+        """Serve as a relay, or have a reservation with each of ours. Raises PeerUnavailable where one gives none."""
+        if self._config.relay:
+            self.serve_stream(HOP, self._relay.serve)
+        relays = [through(address) for address in self._config.relays]
+        if not relays:
+            return
+        self.serve_stream(STOP, self._relayed.answer)
+        for relay in relays:
+            stream = await self._relayed.reserve(relay)
+            nursery.start_soon(self._relayed.keep_reserved, relay, stream)
+
     async def _open_ports(self) -> list[trio.SocketListener]:
         """The data port's listeners; the control port is only tried, libp2p opens it."""
         config = self._config
-        if not config.listens:
+        if not config.listens or config.relays:
             return []
         kind = "control"
         try:
@@ -161,6 +182,9 @@ class Libp2pTransport:
 
     def _learn_addresses(self, data_listeners: list[trio.SocketListener]) -> None:
         if not self._config.listens:
+            return
+        if self._config.relays:
+            self._control = tuple(f"{address}{CIRCUIT}" for address in self._config.relays)[: limits.MAX_ADDRESSES]
             return
         ports = {int(address.value_for_protocol("tcp")) for address in self.host.get_transport_addrs()}
         if not ports:
@@ -282,7 +306,7 @@ class Libp2pTransport:
                 raise hardening.translated(error, to.peer) from error
 
     def _gate_for(self, protocol: str) -> StreamGate | None:
-        return None if protocol == LINK_PROTOCOL else self.gate
+        return None if protocol in (LINK_PROTOCOL, HOP, STOP) else self.gate
 
     async def connect_host(self, to: PeerAddress, *, timeout_s: float) -> None:
         """Make sure that the libp2p hosts are connected; every control address is tried. Raises PeerUnavailable."""
@@ -295,6 +319,8 @@ class Libp2pTransport:
             await first_of(attempts, self._book, _close_connection, peer=to.peer)
 
     async def _dial_host(self, peer: Any, address: str) -> Any:
+        if address.endswith(CIRCUIT):
+            return await self._relayed.dial(str(peer), address)
         network = self.host.get_network()
         # Without this the library refuses for 60 s whoever failed once, other addresses included.
         network.unblock_peer(peer)
