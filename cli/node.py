@@ -38,6 +38,12 @@ KvSpilled = Annotated[
 PrefixMb = Annotated[
     int, typer.Option(help="Disk, in MB, for what finished sessions computed: equal beginnings are run once; 0: none.")
 ]
+JournalMb = Annotated[
+    int, typer.Option(help="Memory, in MB, of each session's journal: what a failed neighbour is rebuilt from.")
+]
+JournalDiskMb = Annotated[
+    int, typer.Option(help="Disk, in MB, for what journals do not hold in memory, all sessions together; 0: none.")
+]
 SharedPrefixes = Annotated[
     bool, typer.Option(help="Let one client's beginnings serve others; they can tell from the speed.")
 ]
@@ -93,6 +99,8 @@ def node(
     kv_spilled: KvSpilled = 131_072,
     prefix_mb: PrefixMb = 1024,
     shared_prefixes: SharedPrefixes = False,
+    journal_mb: JournalMb = 64,
+    journal_disk_mb: JournalDiskMb = 0,
     shadow: Shadow = False,
     link_profile: LinkProfile = None,
     trust: Trust = None,
@@ -166,6 +174,8 @@ def _config(given: dict[str, Any]) -> DaemonConfig:
             agent=f"paceline/{given['name']}",
             upload_bytes_per_s=given["upload_mb_s"] * 1e6,
             shared_prefixes=given["shared_prefixes"],
+            journal_bytes=given["journal_mb"] << 20,
+            journal_disk_bytes=given["journal_disk_mb"] << 20,
         ),
         trust=tuple(given["trust"] or ()),
         follow=given["follow"],

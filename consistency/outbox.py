@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from paceline.consistency.journal import Journal
+from paceline.consistency.journal import Journal, Spill
 from paceline.wire.codec import Buffer
 
 
@@ -23,10 +23,10 @@ class Piece:
 
 
 class Outbox:
-    """See the module's docstring. `budget`: bytes of journal."""
+    """See the module's docstring. `budget`: bytes of journal in memory."""
 
-    def __init__(self, budget: int) -> None:
-        self.journal = Journal(budget)
+    def __init__(self, budget: int, spill: Spill | None = None) -> None:
+        self.journal = Journal(budget, spill)
         self._cursors: dict[str, int] = {}
 
     def begin(self, targets: Iterable[str], at: int) -> None:
@@ -70,6 +70,7 @@ class Outbox:
             row = len(fresh.rows) // fresh.n
             rows = memoryview(fresh.rows)[skip * row :] if skip else fresh.rows
             return Piece(start, fresh.n - skip, rows)
-        if self.journal.first <= start < self.journal.end:
+        try:
             return Piece(start, *self.journal.read(start, most))
-        return None
+        except KeyError:
+            return None

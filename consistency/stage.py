@@ -15,6 +15,7 @@ from paceline.consistency.clock import Clock
 from paceline.consistency.decision import Case, Claim, Standing, decide
 from paceline.consistency.effects import CropKv, FreeKv, Send, StageEffect, Violation
 from paceline.consistency.inputs import Drawn, Inbox, Input
+from paceline.consistency.journal import Spill
 from paceline.consistency.outbox import Outbox, Piece
 from paceline.consistency.seat import Asked, Seat
 from paceline.consistency.tail import TailLog
@@ -39,12 +40,11 @@ __all__ = ["Drawn", "Input", "StageMachine"]
 
 
 class StageMachine:
-    """See the module's docstring. `layer`: first layer of the span; `hidden`: width of activation rows.
-
-    `journal` is what it sent, as far back as it remembers; `history`, at a tail, the log as far as it is known there.
+    """See the module's docstring. `layer`: first layer of the span; `hidden`: width of activation rows; `budget`,
+    `spill`: of the `journal`, which is what it sent. `history`, at a tail: the log as far as it is known there.
     """
 
-    def __init__(self, me: PeerId, first: OpenStage, hidden: int, journal_bytes: int) -> None:
+    def __init__(self, me: PeerId, first: OpenStage, hidden: int, budget: int, spill: Spill | None = None) -> None:
         self.me = me
         self.session = SessionId(first.session)
         self.revision = Revision(first.revision)
@@ -57,7 +57,7 @@ class StageMachine:
         self.seat = Seat(first, me)
         self.owner = PeerId("")
         self._inbox = Inbox()
-        self._outbox = Outbox(journal_bytes)
+        self._outbox = Outbox(budget, spill)
         self.journal = self._outbox.journal
         self._dtype: Dtype = "f32"
         self._tail = TailLog()

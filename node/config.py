@@ -17,6 +17,9 @@ class NodeConfig:
 
     most_positions: int = 512
     journal_bytes: int = 64 * 1024 * 1024
+    """In memory, of each session."""
+    journal_disk_bytes: int = 0
+    """On disk, of all sessions together; 0: none, and what memory does not hold is recomputed after a failure."""
     orphan_s: float = 10.0
     announce_s: float = 4.0
     offer_s: float = 12.0

@@ -32,6 +32,7 @@ from paceline.node.machine import subject_of
 from paceline.node.node import Node
 from paceline.node.placing import Placing, PlacingConfig
 from paceline.node.services import LoadedService
+from paceline.node.spill import SpillRoom
 from paceline.node.weights import Weights
 from paceline.node.weights_fetch import FetchConfig, Fetcher
 from paceline.node.weights_join import Joiner
@@ -126,6 +127,7 @@ def _build(
             "pid": os.getpid(),
         }
 
+    room = SpillRoom(config.home / "journals", config.node.journal_disk_bytes)
     return Node(
         conditioned(transport, config.link_profile),
         directory,
@@ -136,6 +138,7 @@ def _build(
         unix_time=time.time,
         engine=engine,
         on_rest=settle,
+        spill=room.journal if config.node.journal_disk_bytes else None,
     )
 
 

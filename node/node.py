@@ -13,6 +13,7 @@ import msgspec
 import trio
 
 from paceline.consistency.effects import Send
+from paceline.consistency.journal import Spill
 from paceline.dht.directory import Directory
 from paceline.engine.shard import Paged
 from paceline.net.links import Links, LinksConfig
@@ -62,6 +63,7 @@ class Node:
         links: LinksConfig | None = None,
         engine: Engine | None = None,
         on_rest: Callable[[], None] = lambda: None,
+        spill: Callable[[], Spill] | None = None,
     ) -> None:
         self.config = config or NodeConfig()
         self.directory = directory
@@ -69,7 +71,12 @@ class Node:
         self.me = PeerId(transport.address.peer)
         self.engine = engine or EngineThread()
         self.table = SessionTable(
-            self.me, services, self._send, self.config.journal_bytes, shared_prefixes=self.config.shared_prefixes
+            self.me,
+            services,
+            self._send,
+            self.config.journal_bytes,
+            spill=spill,
+            shared_prefixes=self.config.shared_prefixes,
         )
         self.loop = StageLoop(
             self.table,

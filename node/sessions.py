@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from paceline.consistency.effects import CropKv, FreeKv, Send, StageEffect, Violation
 from paceline.consistency.fences import Fences
+from paceline.consistency.journal import Spill
 from paceline.consistency.stage import Drawn, Input, StageMachine
 from paceline.engine.shard import Activations, Output, Paged, SampleRequest, Work
 from paceline.node.gathering import Gathering
@@ -91,7 +92,7 @@ class Batch:
 
 
 class SessionTable:
-    """See the module's docstring. `send` performs a Send effect and never blocks."""
+    """See the module's docstring. `send` performs a Send effect and never blocks; `spill`: a journal's room on disk."""
 
     def __init__(
         self,
@@ -100,6 +101,7 @@ class SessionTable:
         send: Callable[[Send], None],
         journal_bytes: int,
         *,
+        spill: Callable[[], Spill] | None = None,
         shared_prefixes: bool = False,
     ) -> None:
         self.me = me
@@ -112,6 +114,7 @@ class SessionTable:
         self.draining = False
         self._send = send
         self._journal_bytes = journal_bytes
+        self._spill = spill
         self._riding: dict[StageKey, Riding] = {}
         self._turn: deque[StageKey] = deque()
         self._fences = Fences()
@@ -195,7 +198,8 @@ class SessionTable:
         if isinstance(service.shard, Paged):
             # By default an owner reuses only his own: how long a prompt takes would tell him what others asked.
             service.shard.share(key, b"" if self._shared_prefixes else owner.encode())
-        machine = StageMachine(self.me, m, service.shard.shape.hidden, self._journal_bytes)
+        spill = self._spill() if self._spill else None
+        machine = StageMachine(self.me, m, service.shard.shape.hidden, self._journal_bytes, spill)
         riding = Riding(machine, service)
         self._riding[key] = riding
         self._turn.append(key)

@@ -16,6 +16,7 @@ from paceline.consistency.stage import Drawn, Input, StageMachine
 from paceline.engine.shard import Activations, Output, SampleRequest, Work
 from paceline.engine.toy import HIDDEN
 from paceline.sim.reference import CheckedShard
+from paceline.sim.spill import SPILLING, SmallSpill
 from paceline.wire.codec import Buffer
 from paceline.wire.ids import PeerId, Revision
 from paceline.wire.limits import MAX_HELD_FRAMES
@@ -105,7 +106,8 @@ class Host:
                 self._send(self.me, Send(peer, StageError(m.session, mine.start, m.epoch, "wrong_revision", "")))
                 return
             self.shard.open(key, m.max_positions, mine.span)
-            machine = self.machines[key] = self.machine_type(self.me, m, HIDDEN, self._journal)
+            spill = SmallSpill() if self._journal == SPILLING else None
+            machine = self.machines[key] = self.machine_type(self.me, m, HIDDEN, self._journal, spill)
         self._perform(key, machine, machine.handle(peer, m) or [])
         self.fences.note(m.session, machine.epoch)
         mine_held = [held for held in self.held if held[1].session == m.session]

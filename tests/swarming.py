@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ from paceline.client.core import ClientCore
 from paceline.client.options import GenerateOptions
 from paceline.client.stream import Stream
 from paceline.client.swarm import Swarm
+from paceline.consistency.journal import Spill
 from paceline.consistency.owner import OwnerLimits
 from paceline.dht.memory import MemoryDirectory, MemorySwarm
 from paceline.engine.toy import ToyModel, ToyShard, toy_generate
@@ -51,6 +52,7 @@ class ToySwarm:
         shadow: bool = False,
         config: NodeConfig | None = None,
         kv_positions: int = 1 << 16,
+        spill: Callable[[], Spill] | None = None,
     ) -> Node:
         """Start a node that serves `spans` and wait until it is announced."""
         identity = Identity.ephemeral()
@@ -65,6 +67,7 @@ class ToySwarm:
             config,
             unix_time=self.swarm.clock,
             engine=InlineEngine(),
+            spill=spill,
         )
         scope = trio.CancelScope()
 

@@ -109,3 +109,67 @@ def test_outbox_sends_nothing_to_strangers() -> None:
     box.begin(["b"], 0)
     box.forget("b")
     assert box.due("b", 1, 8, None) == ([], 1)
+
+
+class Disk:
+    """A spill that holds `room` bytes, and cannot be read from the `broken`-th read on."""
+
+    def __init__(self, room: int, broken: int) -> None:
+        self.data, self.room, self.left = b"", room, broken
+
+    def write(self, data: bytes | bytearray | memoryview) -> int | None:
+        if len(self.data) + len(data) > self.room:
+            return None
+        self.data += bytes(data)
+        return len(self.data) - len(data)
+
+    def read(self, at: int, n: int) -> bytes | None:
+        self.left -= 1
+        return None if self.left < 0 else self.data[at : at + n]
+
+    def clear(self) -> None:
+        self.data = b""
+
+
+@given(st.integers(0, 6 * ROW), st.integers(0, 20 * ROW), OPERATIONS, st.integers(1, 9))
+def test_a_journal_with_a_disk_is_a_suffix_of_what_was_sent_too(
+    budget: int, room: int, operations: list[tuple[str, int]], most: int
+) -> None:
+    journal, plain, end = Journal(budget, Disk(room, 1 << 30)), Journal(budget), 0
+    for name, number in operations:
+        if name == "append":
+            for each in (journal, plain):
+                each.append(end, number, rows(end, number))
+            end += number
+        else:
+            for each in (journal, plain):
+                each.crop(number)
+            end = min(end, number)
+        assert journal.end == end
+        assert 0 <= journal.first <= end
+        assert journal.nbytes <= budget
+        assert journal.first <= plain.first or journal.first == end
+        for start in range(journal.first, end):
+            n, data = journal.read(start, most)
+            assert n == min(most, end - start)
+            assert bytes(data) == rows(start, n)
+    journal.clear()
+    assert (journal.first, journal.end, journal.nbytes) == (0, 0, 0)
+
+
+def test_with_room_on_disk_nothing_is_forgotten() -> None:
+    journal = Journal(2 * ROW, Disk(1000 * ROW, 1 << 30))
+    for position in range(100):
+        journal.append(position, 1, rows(position, 1))
+    assert (journal.first, journal.nbytes) == (0, 2 * ROW)
+    n, data = journal.read(0, 100)
+    assert (n, bytes(data)) == (100, rows(0, 100))
+
+
+def test_a_disk_that_cannot_be_read_makes_the_journal_short() -> None:
+    box = Outbox(2 * ROW, Disk(1000 * ROW, 0))
+    for position in range(10):
+        box.journal.append(position, 1, rows(position, 1))
+    box.begin(["b"], 0)
+    assert box.due("b", 10, 4, None) == ([], 0)
+    assert box.journal.first == 8

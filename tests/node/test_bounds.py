@@ -6,9 +6,11 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+import trio
 
 from paceline.engine.toy import HIDDEN, ToyModel, toy_generate
 from paceline.node.config import NodeConfig
+from paceline.node.spill import SpillRoom
 from tests.swarming import LAYERS, ToySwarm, collect, options, toy_swarm
 
 PROMPT = [5, 3, 1, 4, 1, 5, 9, 2, 6]
@@ -16,23 +18,29 @@ ROW = HIDDEN * 8
 LONG = 10_000
 
 
-@pytest.mark.parametrize(("rows", "tier"), [(10, "tokens"), (10_000, "journal")])
+@pytest.mark.parametrize(("rows", "disk", "tier"), [(10, 0, "tokens"), (10, 1 << 20, "journal"), (99, 0, "journal")])
 async def test_a_journal_that_is_short_falls_to_the_next_tier(
-    autojump_clock: object, tmp_path: Path, rows: int, tier: str
+    autojump_clock: object, tmp_path: Path, rows: int, disk: int, tier: str
 ) -> None:
+    rooms = {}
     async with toy_swarm(tmp_path) as swarm:
         for name, span in {"head": (0, 4), "middle": (4, 8), "middle-2": (4, 8), "tail": (8, 12)}.items():
-            await swarm.node(name, span, config=NodeConfig(journal_bytes=rows * ROW))
+            rooms[name] = SpillRoom(tmp_path / "journals", disk)
+            config = NodeConfig(journal_bytes=rows * ROW)
+            await swarm.node(name, span, config=config, spill=rooms[name].journal)
         async with swarm.client() as client:
             stream = await client.generate(PROMPT, options(max_tokens=80))
             tokens = [(await stream.receive()).token for _ in range(40)]  # type: ignore[union-attr]
-            swarm.kill(swarm.name_of(stream.result().route[1].peer))
+            victim = swarm.name_of(stream.result().route[1].peer)
+            swarm.kill(victim)
             tokens += await collect(stream)
             assert tokens == swarm.expected(PROMPT, 80)
             result = stream.result()
             assert result.finish_reason == "length"
             assert result.failovers[-1].tier.value == tier
             assert ("journal was short" in result.failovers[-1].reason) == (tier == "tokens")
+            await trio.sleep(1)
+            assert all(room.used == 0 for name, room in rooms.items() if name != victim), "given back at the end"
             assert max(node.table.journal_bytes() for node in swarm.nodes.values()) <= rows * ROW
 
 

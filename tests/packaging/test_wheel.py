@@ -20,7 +20,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the wheel and the sdist, built from a copy: offline, with the environment's own setuptools."""
     source = tmp_path_factory.mktemp("source") / "paceline"
     out = tmp_path_factory.mktemp("dist")
-    unwanted = shutil.ignore_patterns(".venv", ".git", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", "*.whl")
+    unwanted = shutil.ignore_patterns(
+        ".venv", ".git", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", "*.whl"
+    )
     shutil.copytree(ROOT, source, ignore=unwanted, symlinks=True)
     command = [sys.executable, "-m", "build", "--no-isolation", "--sdist", "--wheel", "--outdir", str(out)]
     done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
