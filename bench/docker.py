@@ -179,9 +179,9 @@ def main() -> int:
         return 0
     bars = Bars()
     began = time.monotonic()
-    run([*swarm.compose, "up", "--detach"], shown=True)
-    print(f"up in {time.monotonic() - began:.0f} s", flush=True)
     try:
+        run([*swarm.compose, "up", "--detach"], shown=True)
+        print(f"up in {time.monotonic() - began:.0f} s", flush=True)
         judge(swarm, bars)
     finally:
         if not options.keep:
