@@ -71,7 +71,8 @@ def main() -> int:
     tokenizer = Tokenizer(store.read(manifest.tokenizer.digest))
     prompts = [tokenizer.encode(prompt) for prompt in PROMPTS[: max(1, options.tokens // SESSION)]]
     rows = [Level(probability) for probability in LEVELS]
-    flags = ["--crash-on-usr1", *(["--shadow"] if options.shadows else [])]
+    # Levels share their prompts: a reused beginning would make repairs look cheaper than they are.
+    flags = ["--crash-on-usr1", "--prefix-mb", "0", *(["--shadow"] if options.shadows else [])]
     with processes(["1/3", "2/3", "3/3"] * 2, *flags) as swarm, Client(swarm.bootstrap) as client:
         dice = random.Random(options.seed)
         for _ in client.generate(prompts[0], max_tokens=8, ignore_eos=True):

@@ -125,11 +125,12 @@ def scenario(how: str, runs: int, bars: Bars, roles: Sequence[str]) -> None:
     store, manifest = default_manifest()
     assert manifest.tokenizer is not None
     prompt = Tokenizer(store.read(manifest.tokenizer.digest)).encode("Tell me how a bicycle stays upright.")
-    spare = ["--shadow"] if how == "kill, shadow" else []
+    plain = ["--prefix-mb", "0"]  # the same prompt again and again: its reuse would hide what a repair recomputes
+    spare = [*plain, "--shadow"] if how == "kill, shadow" else plain
     with tempfile.TemporaryDirectory(prefix="paceline-failover-") as folder:
         profile = Path(folder) / "links.json"
         profile.write_text('{"links": []}')
-        options = ["--link-profile", str(profile)] if how == "partition" else spare
+        options = [*plain, "--link-profile", str(profile)] if how == "partition" else spare
         spans = ["1/3", "2/3", "3/3"] * 2
         with (
             local_swarm(home_folder(), Path(folder), default_model.NAME, spans, options=options) as swarm,
