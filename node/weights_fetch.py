@@ -41,8 +41,8 @@ class FetchConfig:
     `patience_s`: silence of a peer that was asked. `give_up_s`: without anything new while nobody offers what lacks.
     """
 
-    piece_bytes: int = limits.MAX_BLOCK_PIECE_BYTES
-    window: int = 4
+    piece_bytes: int = 512 * 1024
+    window: int = 8
     most_peers: int = 16
     bytes_per_s: float = 0.0
     patience_s: float = 10.0

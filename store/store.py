@@ -104,6 +104,10 @@ class Store:
             self._verified.add(digest)
         return path
 
+    def verified(self, digest: bytes) -> Path | None:
+        """The block's file, if it has been verified in this process."""
+        return self._block_path(digest) if digest in self._verified else None
+
     def read(self, digest: bytes) -> bytes:
         """A small block's bytes, verified. Raises as `path`."""
         return self.path(digest).read_bytes()
