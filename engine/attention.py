@@ -7,6 +7,8 @@ mask is built. Soft caps and attention sinks, which that function does not know,
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,20 +50,35 @@ def attend(
     """
     marked: Any = module
     step: PackedStep = marked.paceline.step
-    layer = marked.layer_idx - step.first_layer
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     plain = softcap is not None or s_aux is not None
-    outputs = []
-    for segment in step.segments:
-        rows = query[0] if len(step.segments) == 1 else query[0, :, segment.row : segment.row + segment.n]
-        if plain:
-            outputs.append(_plain(rows, segment, layer, scale, sliding_window, softcap, s_aux))
-        elif segment.n == 1:
-            outputs.append(_decode(rows, segment, layer, scale, sliding_window))
-        else:
-            outputs.append(_prefill(rows, segment, layer, scale, sliding_window))
-    joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+    marked.paceline.asked = (scaling, sliding_window, plain)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if plain:
+        joined = _rows(
+            step, query[0], partial(_plain, softcap=softcap, sinks=s_aux), marked.layer_idx, scale, sliding_window
+        )
+    else:
+        joined = attend_rows(step, marked.layer_idx, query[0], scale, sliding_window)
     return joined.transpose(0, 1)[None], None
+
+
+def attend_rows(step: PackedStep, layer_idx: int, query: Tensor, scale: float, window: int | None) -> Tensor:
+    """`query` ``[heads, rows, size]`` of the packed batch → ``[heads, rows, value size]``."""
+    return _rows(step, query, _attend, layer_idx, scale, window)
+
+
+Attend = Callable[[Tensor, Segment, int, float, int | None], Tensor]
+
+
+def _rows(step: PackedStep, query: Tensor, attend: Attend, layer_idx: int, scale: float, window: int | None) -> Tensor:
+    layer = layer_idx - step.first_layer
+    if len(step.segments) == 1:
+        return attend(query, step.segments[0], layer, scale, window)
+    return torch.cat([attend(query[:, s.row : s.row + s.n], s, layer, scale, window) for s in step.segments], dim=1)
+
+
+def _attend(query: Tensor, segment: Segment, layer: int, scale: float, window: int | None) -> Tensor:
+    return (_decode if segment.n == 1 else _prefill)(query, segment, layer, scale, window)
 
 
 def _decode(query: Tensor, segment: Segment, layer: int, scale: float, window: int | None) -> Tensor:

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from paceline.engine import attention, ends, linear
 from paceline.engine.blocks import DTYPES, read_tensors
 from paceline.engine.kv import StepHolder
+from paceline.engine.lean import lean
 from paceline.store.manifest import Block, Manifest
 from paceline.store.store import Store
 from paceline.wire.errors import UnsupportedModel
@@ -55,26 +56,39 @@ class Parts:
     max_context: int
 
 
-def load(store: Store, manifest: Manifest, span: Span, device: torch.device, dtype: Dtype, *, packed: bool) -> Parts:
+def load(
+    store: Store,
+    manifest: Manifest,
+    span: Span,
+    device: torch.device,
+    dtype: Dtype,
+    *,
+    packed: bool,
+    weights: linear.Weights = "f32",
+) -> Parts:
     """Build and fill a span. Raises UnsupportedModel, ModelNotFound, CorruptBlock.
 
     `packed`: linear weights are copied once into the layout that the CPU multiplies fastest; otherwise they stay
-    pages of the store's files.
+    pages of the store's files. `weights`: the form of those that are packed.
     """
     if span.end > len(manifest.layers):
         raise UnsupportedModel(f"span {span} of a model of {len(manifest.layers)} layers")
     config = configuration(manifest)
     model = _skeleton(config, DTYPES[dtype])
     base, holder = model.model, StepHolder()
-    filler = _Filler(store, model, device, DTYPES[dtype], packed and linear.can_pack(device, DTYPES[dtype]))
+    filler = _Filler(store, model, device, DTYPES[dtype], packed and linear.can_pack(device, DTYPES[dtype]), weights)
     base.rotary_emb = type(base.rotary_emb)(config).to(device)
-    layers = [filler.layer(base.layers[at], manifest.layers[at], holder) for at in range(span.start, span.end)]
+    rotaries = _rotaries(base.rotary_emb, config, span)
+    layers = [
+        filler.layer(base.layers[at], manifest.layers[at], holder, rotary)
+        for at, rotary in zip(range(span.start, span.end), rotaries, strict=True)
+    ]
     head = tail = None
     if span.start == 0:
         head = ends.head(model, filler.fill(base.embed_tokens, manifest.embed))
     if span.end == len(manifest.layers):
         tail = ends.tail(model, *filler.tail(base.norm, model.lm_head, manifest))
-    return Parts(layers, _rotaries(base.rotary_emb, config, span), holder, head, tail, max_context(config, manifest))
+    return Parts(layers, rotaries, holder, head, tail, max_context(config, manifest))
 
 
 def configuration(manifest: Manifest) -> Any:
@@ -130,17 +144,32 @@ def _model_class(config: Any) -> Any:
 class _Filler:
     """Puts blocks' tensors into modules that were built on the meta device."""
 
-    def __init__(self, store: Store, model: Any, device: torch.device, dtype: torch.dtype, packed: bool) -> None:
-        self._store, self._model, self._device, self._dtype, self._packed = store, model, device, dtype, packed
+    def __init__(
+        self,
+        store: Store,
+        model: Any,
+        device: torch.device,
+        dtype: torch.dtype,
+        packed: bool,
+        weights: linear.Weights,
+    ) -> None:
+        self._store, self._model, self._device, self._dtype = store, model, device, dtype
+        self._packed, self._weights = packed, weights
         strict = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
         loose = getattr(model, "_keep_in_fp32_modules", None) or ()
         self._in_f32 = {*strict, *(loose if dtype == torch.float16 else ())}
 
-    def layer(self, layer: nn.Module, block: Block, holder: StepHolder) -> nn.Module:
+    def layer(self, layer: nn.Module, block: Block, holder: StepHolder, rotary: Rotary) -> nn.Module:
         for module in self.fill(layer, block).modules():
             if hasattr(module, "layer_idx"):
                 module.paceline = holder  # type: ignore[assignment]
-        return self._pack(layer)
+        if not self._packed:
+            return layer
+
+        def turn(n: int) -> tuple[Tensor, Tensor]:
+            return rotary(torch.empty(1, 1, 1), torch.arange(n)[None])
+
+        return lean(layer, turn, self._weights) or self._pack(layer)
 
     def fill(self, module: nn.Module, block: Block) -> nn.Module:
         self._bind(module, self._tensors(block))
@@ -184,7 +213,9 @@ class _Filler:
 
     def _pack(self, module: nn.Module) -> nn.Module:
         if self._packed:
-            linear.pack(module)
+            # Errors in logits count most, and an LM head in 4 bits is hardly faster than in 8.
+            head = "lm_head" in dict(module.named_children()) and self._weights == "int4"
+            linear.pack(module, "int8" if head else self._weights)
             for parameter in module.parameters():
                 if parameter.nbytes < _SMALL:
                     parameter.data = parameter.data.clone()

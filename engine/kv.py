@@ -121,3 +121,5 @@ class StepHolder:
 
     def __init__(self) -> None:
         self.step: PackedStep | None = None
+        self.asked: tuple[float | None, int | None, bool] = (None, None, False)
+        """How the last layer attended: scale, window, and whether with a soft cap or sinks (engine.lean asks)."""

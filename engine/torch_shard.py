@@ -17,6 +17,8 @@ from paceline.engine import family
 from paceline.engine.blocks import DTYPES
 from paceline.engine.kv import PackedStep, Segment
 from paceline.engine.kv_room import KvLimits, KvRoom, KvStatistics, Recalled
+from paceline.engine.lean import LeanLayer, angles
+from paceline.engine.linear import Weights
 from paceline.engine.rope import RotaryTable
 from paceline.engine.sampling import sample_rows
 from paceline.engine.sessions import check_caller, refusal
@@ -52,14 +54,16 @@ class TorchShard:
         dtype: Dtype,
         device: torch.device,
         limits: KvLimits | None = None,
+        weights: Weights = "f32",
     ) -> None:
         """Use `load`."""
         self.span, self.dtype = span, dtype
         context = min(parts.max_context, manifest.max_context)
         self.shape = ModelShape(len(manifest.layers), manifest.hidden, manifest.vocab, context, manifest.eos_ids)
-        self.numerics = f"{device.type}-{dtype}"
+        self.numerics = f"{device.type}-{dtype}" + ("" if weights == "f32" else f"-{weights}")
         self._parts, self._device = parts, device
         self.few_threads = self.many_threads = torch.get_num_threads()
+        self._lean = any(isinstance(layer, LeanLayer) for layer in parts.layers)
         name = f"{manifest.revision.hex()} {self.numerics}"
         self._room = KvRoom(span, len(manifest.layers), limits or KvLimits(), context, name)
         tables = {id(rotary): RotaryTable(rotary, DTYPES[dtype], device, context) for rotary in parts.rotary}
@@ -81,18 +85,25 @@ class TorchShard:
         threads: int = 0,
         kv_positions: int = 65_536,
         packed: bool = True,
+        weights: Weights = "f32",
         kv: KvLimits | None = None,
     ) -> TorchShard:
         """Load a span. `threads` 0 leaves torch's choice; `kv` goes before `kv_positions`.
+        `weights`: the form of packed linear weights, part of the numerics class; rows stay in `dtype`.
 
         Raises UnsupportedModel, ModelNotFound, CorruptBlock.
         """
         where = torch.device(device)
-        parts = family.load(store, manifest, span, where, dtype, packed=packed)
-        shard = cls(parts, manifest, span, dtype, where, kv or KvLimits(kv_positions))
+        parts = family.load(store, manifest, span, where, dtype, packed=packed, weights=weights)
+        shard = cls(parts, manifest, span, dtype, where, kv or KvLimits(kv_positions), weights)
         shard.many_threads = threads or torch.get_num_threads()
         shard.few_threads = min(shard.few_threads, shard.many_threads)
         return shard
+
+    @property
+    def lean_layers(self) -> int:
+        """How many layers run in the lean form (engine.lean)."""
+        return sum(isinstance(layer, LeanLayer) for layer, _ in self._layers)
 
     # --- sessions
 
@@ -207,23 +218,26 @@ class TorchShard:
         return self._forward(segments, hidden, span or self.span)
 
     def _forward(self, segments: list[Segment], hidden: Tensor, span: Span) -> Tensor:
-        angles = [table.angles(segments) for table in self._tables]
+        turned = [table.angles(segments) for table in self._tables]
+        lean = [angles(*pair) for pair in turned] if self._lean else []
         step = self._parts.holder.step = PackedStep(segments, self.span.start)
-        hidden = hidden[None]
         for layer, table in self._layers[span.start - self.span.start : span.end - self.span.start]:
+            if isinstance(layer, LeanLayer):
+                hidden = layer(hidden, lean[table], step)
+                continue
             out = layer(
-                hidden,
+                hidden[None],
                 attention_mask=None,
                 position_ids=None,
                 past_key_values=step,
                 use_cache=True,
-                position_embeddings=angles[table],
+                position_embeddings=turned[table],
             )
-            hidden = out[0] if isinstance(out, tuple) else out
+            hidden = (out[0] if isinstance(out, tuple) else out)[0]
         self._parts.holder.step = None
         for segment in segments:
             segment.kv.length = segment.start + segment.n
-        return hidden[0]
+        return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Of rows after the last layer ``[rows, hidden]`` → ``[rows, vocab]`` (tail only; for checks)."""
