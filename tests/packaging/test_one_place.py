@@ -46,9 +46,10 @@ def test_the_images_copy_every_package_and_nothing_secret() -> None:
 
 
 def test_images_and_services_run_as_nobody_special() -> None:
-    stages = _text("Dockerfile").split("\nFROM ")
-    runtime = next(stage for stage in stages if stage.startswith("${BASE} AS runtime"))
-    assert "\nUSER paceline\n" in runtime
+    stages = {stage.split("\n")[0].split(" AS ")[-1]: stage for stage in _text("Dockerfile").split("\nFROM ")}
+    for name, base in {"client": "runtime", "node": "runtime", "model": "node", "lab": "model"}.items():
+        assert stages[name].startswith(f"{base} AS ")
+        assert base != "runtime" or stages[name].rstrip().endswith("\nUSER paceline")
     assert "USER root" not in _text("Dockerfile")
     compose = _text("docker-compose.yml")
     assert "privileged" not in compose.replace("no-new-privileges", "")
