@@ -89,7 +89,8 @@ class Tally:
         ended = (
             f"{self.exact} exact, {self.given_up} given up by their reader, {self.typed.total()} typed errors ({typed})"
         )
-        return f"{ended}; {self.tokens} tokens, {self.repairs} repairs; faults: {dict(self.faults)}"
+        bad = f"{len(self.wrong)} wrong, {len(self.untyped)} untyped, {len(self.hung)} hung"
+        return f"{ended}; {bad}; {self.tokens} tokens, {self.repairs} repairs; faults: {dict(self.faults)}"
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ class Chaos:
                     stream.cancel()
                     await stream.finished()
                     return "given_up"
-            self.tally.repairs += len(stream.result.failovers)
+            self.tally.repairs += len(stream.result().failovers)
         except PacelineError as error:
             self.tally.typed[error.code] += 1
             await trio.sleep(0.5)

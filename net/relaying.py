@@ -21,7 +21,17 @@ from libp2p.connection_types import ConnectionType
 from libp2p.io.exceptions import IOException
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
-from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, StopMessage
+from libp2p.relay.circuit_v2.pb.circuit_pb2 import (
+    CONNECTION_FAILED,
+    NO_RESERVATION,
+    OK,
+    RESERVATION_REFUSED,
+    RESOURCE_LIMIT_EXCEEDED,
+    HopMessage,
+    Status,
+    StopMessage,
+)
+from libp2p.relay.circuit_v2.pb.circuit_pb2 import PeerId as Named
 from multiaddr import Multiaddr
 
 from paceline.net.hardening import translated
@@ -34,10 +44,9 @@ STOP = "/libp2p/circuit/relay/0.2.0/stop"
 CIRCUIT = "/p2p-circuit"
 PROTOCOLS = (HOP, STOP)
 
-OK, RESERVATION_REFUSED, LIMIT_EXCEEDED, CONNECTION_FAILED, NO_RESERVATION = 100, 200, 201, 203, 204
 _REASONS = {
     RESERVATION_REFUSED: "it takes no more reservations",
-    LIMIT_EXCEEDED: "it has too many circuits",
+    RESOURCE_LIMIT_EXCEEDED: "it has too many circuits",
     CONNECTION_FAILED: "it could not reach the peer",
     NO_RESERVATION: "the peer has no reservation there",
 }
@@ -122,7 +131,7 @@ class Relay:
             await _refuse(stream, NO_RESERVATION)
             return
         if self._open >= MAX_CIRCUITS or any(self._circuits[end] >= MAX_CIRCUITS_PER_PEER for end in ends):
-            await _refuse(stream, LIMIT_EXCEEDED)
+            await _refuse(stream, RESOURCE_LIMIT_EXCEEDED)
             return
         self._open += 1
         self._circuits.update(ends)
@@ -142,7 +151,7 @@ class Relay:
             return
         try:
             with _step(target):
-                source = {"id": ID.from_string(stream.peer).to_bytes()}
+                source = Named(id=ID.from_string(stream.peer).to_bytes())
                 await _write(other, StopMessage(type=StopMessage.CONNECT, peer=source))
                 answer = await _read(other, StopMessage)
             if answer.status != OK:
@@ -174,7 +183,9 @@ class Relayed:
         done = False
         try:
             with _step(peer):
-                await _write(stream, HopMessage(type=HopMessage.CONNECT, peer={"id": ID.from_string(peer).to_bytes()}))
+                await _write(
+                    stream, HopMessage(type=HopMessage.CONNECT, peer=Named(id=ID.from_string(peer).to_bytes()))
+                )
                 _check(await _read(stream, HopMessage), relay.peer)
                 raw = _raw(pipe, address, initiator=True)
                 try:
@@ -286,7 +297,7 @@ def _check(answer: Any, relay: str) -> None:
         raise PeerUnavailable(f"the relay refuses: {_REASONS.get(answer.status, answer.status)}", peer=relay)
 
 
-async def _refuse(stream: HostStream, status: int) -> None:
+async def _refuse(stream: HostStream, status: Status.ValueType) -> None:
     await _write(stream, HopMessage(type=HopMessage.STATUS, status=status))
     with trio.move_on_after(STEP_S):
         # Until the other side has read it, and hung up.
