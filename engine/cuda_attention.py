@@ -84,6 +84,17 @@ def _take_turn(PDL: tl.constexpr):
         tl.extra.cuda.gdc_launch_dependents()
 
 
+@triton.jit
+def _shares(position, window, TILE: tl.constexpr, SPLITS: tl.constexpr):
+    """Where the past begins, how much of it a part takes, and how many parts that is.
+
+    A part takes a tile at least: of a short past only the first parts have work, and the others are not waited for.
+    """
+    low = tl.maximum(0, tl.where(window > 0, position + 1 - window, 0))
+    share = tl.maximum(tl.cdiv(tl.cdiv(position - low, SPLITS), TILE), 1) * TILE
+    return low, share, tl.maximum(tl.cdiv(position - low, share), 1)
+
+
 # fmt: off
 @triton.jit
 def _past(
@@ -135,6 +146,9 @@ def decode(
     if slot < 0:
         return
     position = tl.load(positions_ptr + row)
+    low, share, used = _shares(position, window, TILE, SPLITS)
+    if split >= used:
+        return
     half, whole, group, one = tl.arange(0, D // 2), tl.arange(0, D), tl.arange(0, GROUP), tl.arange(0, 1)
     pages = table_ptr + slot * table_stride
     real = (group < HEADS // KV)[:, None]
@@ -157,68 +171,55 @@ def decode(
     peak = tl.where(split == 0, score, float("-inf"))
     norm = tl.where(split == 0, 1.0, 0.0) + tl.zeros([GROUP], tl.float32)
     total = tl.where(split == 0, value.to(tl.float32)[None, :], 0.0) + tl.zeros([GROUP, D], tl.float32)
-    low = tl.maximum(0, tl.where(window > 0, position + 1 - window, 0))
-    share = tl.cdiv(tl.cdiv(position - low, SPLITS), TILE) * TILE
     peak, norm, total = _past(
         q1, q2, k_ptr, v_ptr, pages, head, low + split * share, tl.minimum(low + (split + 1) * share, position), scale,
         peak, norm, total, KV, D, PAGE, TILE,
     )  # fmt: skip
     out = out_ptr + row * HEADS * D + (head * (HEADS // KV) + group[:, None]) * D + whole[None, :]
-    if SPLITS > 1:
+    if used == 1:
+        tl.store(out, (total / norm[:, None]).to(out_ptr.dtype.element_ty), mask=real)
+    else:
         cell = (row * KV + head) * SPLITS
-        _leave(part_ptr, peak_ptr, cell + split, total, peak, norm, group, whole, GROUP, D)
+        _leave(part_ptr, peak_ptr, cell + split, total, peak, norm, group, real, whole, GROUP, D)
         tl.debug_barrier()
-        if tl.atomic_add(done_ptr + row * KV + head, 1, sem="acq_rel") == SPLITS - 1:
-            joined = _joined(part_ptr, peak_ptr, cell, group, whole, GROUP, D, SPLITS)
+        if tl.atomic_add(done_ptr + row * KV + head, 1, sem="acq_rel") == used - 1:
+            joined = _joined(part_ptr, peak_ptr, cell, used, group, real, whole, GROUP, D, SPLITS)
             tl.store(out, joined.to(out_ptr.dtype.element_ty), mask=real)
             tl.store(done_ptr + row * KV + head, 0)
-    else:
-        tl.store(out, (total / norm[:, None]).to(out_ptr.dtype.element_ty), mask=real)
 
 
+# fmt: off
 @triton.jit
-def _leave(
-    part_ptr,
-    peak_ptr,
-    cell,
-    total,
-    peak,
-    norm,
-    group,
-    whole,
-    GROUP: tl.constexpr,
-    D: tl.constexpr,
-):
+def _leave(part_ptr, peak_ptr, cell, total, peak, norm, group, real, whole, GROUP: tl.constexpr, D: tl.constexpr):
+    # fmt: on
     """One part's sums, for whoever combines."""
-    tl.store(part_ptr + (cell * GROUP + group[:, None]) * D + whole[None, :], total)
+    tl.store(part_ptr + (cell * GROUP + group[:, None]) * D + whole[None, :], total, mask=real)
     tl.store(peak_ptr + (cell * GROUP + group) * 2, peak)
     tl.store(peak_ptr + (cell * GROUP + group) * 2 + 1, norm)
 
 
+# fmt: off
 @triton.jit
 def _joined(
-    part_ptr,
-    peak_ptr,
-    cell,
-    group,
-    whole,
-    GROUP: tl.constexpr,
-    D: tl.constexpr,
-    SPLITS: tl.constexpr,
+    part_ptr, peak_ptr, cell, used, group, real, whole, GROUP: tl.constexpr, D: tl.constexpr, SPLITS: tl.constexpr
 ):
-    """All parts of one head's group ``[GROUP, D]``, in order. Past the first-level cache: others wrote them."""
-    highest = tl.full([GROUP], float("-inf"), tl.float32)
-    for split in range(SPLITS):
-        peak = tl.load(peak_ptr + ((cell + split) * GROUP + group) * 2, cache_modifier=".cg")
-        highest = tl.maximum(highest, peak)
-    norm = tl.zeros([GROUP], tl.float32)
+    # fmt: on
+    """The `used` parts of one head's group ``[GROUP, D]``, in order. Past the first-level cache: others wrote them."""
+    splits = tl.arange(0, SPLITS)[:, None]
+    at = ((cell + splits) * GROUP + group[None, :]) * 2
+    peaks = tl.load(peak_ptr + at, mask=splits < used, other=float("-inf"), cache_modifier=".cg")
+    norms = tl.load(peak_ptr + at + 1, mask=splits < used, other=0.0, cache_modifier=".cg")
+    highest = tl.max(peaks, axis=0)
+    norm = tl.sum(tl.exp(peaks - highest[None, :]) * norms, axis=0)
     total = tl.zeros([GROUP, D], tl.float32)
-    for split in range(SPLITS):
-        at = (cell + split) * GROUP + group
-        weight = tl.exp(tl.load(peak_ptr + at * 2, cache_modifier=".cg") - highest)
-        norm += weight * tl.load(peak_ptr + at * 2 + 1, cache_modifier=".cg")
-        part = tl.load(part_ptr + at[:, None] * D + whole[None, :], cache_modifier=".cg")
-        total += weight[:, None] * part
+    for first in range(0, used, 4):
+        for split in tl.static_range(4):  # four loads on their way at once
+            there = first + split < used
+            one = (cell + first + split) * GROUP + group
+            peak = tl.load(peak_ptr + one * 2, mask=there, other=float("-inf"), cache_modifier=".cg")
+            mask = real & there
+            part = tl.load(part_ptr + one[:, None] * D + whole[None, :], mask=mask, other=0.0, cache_modifier=".cg")
+            total += tl.exp(peak - highest)[:, None] * part
     return total / norm[:, None]
 
 

@@ -209,3 +209,54 @@ def swiglu(x_ptr, y_ptr, K: tl.constexpr, WIDE: tl.constexpr):
     up = tl.load(x_ptr + row * 2 * K + K + at, mask=fits, other=0.0).to(tl.float32)
     y = gate / (1.0 + tl.exp(-gate)) * up
     tl.store(y_ptr + row * K + at, y.to(y_ptr.dtype.element_ty), mask=fits)
+
+
+# --- the ends of a step: what comes from the host's pinned memory, and what goes there
+
+
+@triton.jit
+def take_ids(host_ptr, embed_ptr, h_ptr, numbers_ptr, size, K: tl.constexpr, WIDE: tl.constexpr):
+    """A row's token id, slot and position (`host` ``[3, size]`` int32, pinned) to the device; its embedding to `h`."""
+    row = tl.program_id(0)
+    token = tl.load(host_ptr + row).to(tl.int64)
+    tl.store(numbers_ptr + size + row, tl.load(host_ptr + size + row))
+    tl.store(numbers_ptr + 2 * size + row, tl.load(host_ptr + 2 * size + row))
+    at = tl.arange(0, WIDE)
+    tl.store(h_ptr + row * K + at, tl.load(embed_ptr + token * K + at, mask=at < K), mask=at < K)
+
+
+@triton.jit
+def take_rows(host_ptr, incoming_ptr, h_ptr, numbers_ptr, finite_ptr, size, K: tl.constexpr, WIDE: tl.constexpr):
+    """As `take_ids`, for a row of activations (`incoming` ``[size, K]``, pinned); tells the host if it is finite."""
+    row = tl.program_id(0)
+    tl.store(numbers_ptr + size + row, tl.load(host_ptr + size + row))
+    tl.store(numbers_ptr + 2 * size + row, tl.load(host_ptr + 2 * size + row))
+    at = tl.arange(0, WIDE)
+    x = tl.load(incoming_ptr + row * K + at, mask=at < K, other=0.0)
+    wide = x.to(tl.float32)
+    bad = (wide != wide) | (tl.abs(wide) == float("inf"))
+    tl.store(finite_ptr + row, 1 - tl.max(bad.to(tl.int32), axis=0))
+    tl.store(h_ptr + row * K + at, x, mask=at < K)
+
+
+@triton.jit
+def best_of_part(x_ptr, peaks_ptr, ids_ptr, n, parts, WIDE: tl.constexpr):
+    """The greatest of `WIDE` logits and the least id that has it; a NaN counts as infinite. Grid ``(rows, parts)``."""
+    row, part = tl.program_id(0), tl.program_id(1)
+    at = part * WIDE + tl.arange(0, WIDE)
+    x = tl.load(x_ptr + row.to(tl.int64) * n + at, mask=at < n, other=float("-inf")).to(tl.float32)
+    x = tl.where(x != x, float("inf"), x)
+    peak = tl.max(x, axis=0)
+    tl.store(peaks_ptr + row * parts + part, peak)
+    tl.store(ids_ptr + row * parts + part, tl.min(tl.where(x == peak, at, 2147483647), axis=0))
+
+
+@triton.jit
+def best_of_all(peaks_ptr, ids_ptr, best_ptr, peak_ptr, parts, WIDE: tl.constexpr):
+    """The greatest of the parts, to the host: `best` int32 and `peak` float32 ``[rows]``."""
+    row, part = tl.program_id(0), tl.arange(0, WIDE)
+    x = tl.load(peaks_ptr + row * parts + part, mask=part < parts, other=float("-inf"))
+    ids = tl.load(ids_ptr + row * parts + part, mask=part < parts, other=2147483647)
+    peak = tl.max(x, axis=0)
+    tl.store(peak_ptr + row, peak)
+    tl.store(best_ptr + row, tl.min(tl.where(x == peak, ids, 2147483647), axis=0))

@@ -15,28 +15,36 @@ from torch import Tensor
 from paceline.engine.draw import uniform
 from paceline.engine.sampling import sample_rows
 from paceline.engine.shard import Sampled, SampleRequest
+from paceline.wire.sampling import SamplingParams
 
+_LEAST, _MOST = float("-inf"), float("inf")
 LOOK = 256
 """Tokens sorted; a draw that they do not settle is made again over all."""
 
 
 def sample_batch(
-    logits: Tensor, best: Tensor, peak: Tensor, wanted: Sequence[tuple[int, SampleRequest]]
+    logits: Tensor, best: Sequence[int], peak: Sequence[float], wanted: Sequence[tuple[int, SampleRequest]]
 ) -> list[Sampled | None]:
     """One token for each of `wanted` (row, request); None where that row's logits are not finite.
 
-    `logits` ``[rows, vocab]``; `best`, `peak`: each row's greatest logit's id and value, on the host already.
+    `logits` ``[rows, vocab]``; `best`, `peak`: each row's greatest logit's id and value.
     """
-    ids, peaks = best.tolist(), peak.tolist()
     found: dict[int, Sampled | None] = {}
     drawn: list[int] = []
+    seen: SamplingParams | None = None
+    plain = greedy = False
     for at, (row, request) in enumerate(wanted):
-        if not float("-inf") < peaks[row] < float("inf"):
+        if request.params is not seen or seen.min_tokens:
+            seen = request.params
+            plain, greedy = _is_plain(request), seen.greedy
+        if not _LEAST < peak[row] < _MOST:
             found[at] = None
-        elif _is_plain(request) and request.params.greedy:
-            found[at] = Sampled(ids[row])
-        elif _is_plain(request):
+        elif plain and greedy:
+            found[at] = Sampled(best[row])
+        elif plain:
             drawn.append(at)
+    if len(found) == len(wanted):
+        return list(found.values())
     if drawn:
         tokens = draw_rows(logits, [wanted[at] for at in drawn])
         found |= {at: Sampled(token) for at, token in zip(drawn, tokens, strict=True) if token >= 0}

@@ -8,6 +8,7 @@ advanced, and its neighbours never see its pages.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,15 +18,18 @@ from paceline.engine.blocks import DTYPES
 from paceline.engine.cuda_arch import Arch, arch_of
 from paceline.engine.cuda_pages import BUCKETS, PAGE, Pages, Seat, bucket, tiles
 from paceline.engine.cuda_sampling import sample_batch
-from paceline.engine.cuda_span import DecodeGraph, LeanSpan, Results
+from paceline.engine.cuda_span import LeanSpan, Results
 from paceline.engine.cuda_weights import SpanWeights
-from paceline.engine.sessions import check_caller, refusal
-from paceline.engine.shard import Activations, Key, ModelShape, Output, SampleRequest, Work
+from paceline.engine.sessions import DTYPE_BYTES, check_caller, refusal
+from paceline.engine.shard import Activations, Key, ModelShape, Output, Sampled, SampleRequest, Work
 from paceline.store.manifest import Manifest
 from paceline.store.store import Store
 from paceline.wire.errors import UnsupportedModel
 from paceline.wire.ids import Span
 from paceline.wire.messages import Dtype
+
+if TYPE_CHECKING:
+    from paceline.engine.cuda_graph import DecodeGraph
 
 _ACCEPTED: tuple[Dtype, ...] = ("f32", "bf16", "f16")
 _POISON = "non-finite activations from upstream"
@@ -49,6 +53,8 @@ class LeanShard:
         self.numerics = f"{lean.device.type}-{dtype}-lean"
         self._pages = Pages(positions, slots, shape.max_context, lean.page, self._seated)
         self._graphs: dict[tuple[Span, int], DecodeGraph] = {}
+        self.logits: Tensor | None = None
+        """Of the last step at a tail, for checks: ``[rows, vocab]`` float32, valid until the next."""
 
     @classmethod
     def load(
@@ -124,67 +130,71 @@ class LeanShard:
 
     @torch.inference_mode()
     def step(self, batch: Sequence[Work]) -> list[Output]:
-        check_caller(batch, [self.length(work.key) for work in batch])
+        seats = [self._pages[work.key] for work in batch]
+        check_caller(batch, [seat.length for seat in seats])
         outputs: dict[Key, Output] = {}
-        runnable: dict[Span, list[Work]] = {}
-        for work in batch:
-            seat = self._pages[work.key]
+        runnable: dict[Span, list[tuple[Work, Seat]]] = {}
+        for work, seat in zip(batch, seats, strict=True):
             wrong = refusal(work, self.shape, seat.span, seat.limit, _ACCEPTED)
             if wrong:
                 outputs[work.key] = Output(work.key, error=wrong)
             else:
-                runnable.setdefault(seat.span, []).append(work)
-        for span, works in runnable.items():
-            outputs |= {output.key: output for output in self._run(works, span)}
+                runnable.setdefault(seat.span, []).append((work, seat))
+        if not outputs and len(runnable) == 1:
+            return self._run(batch, seats, seats[0].span)
+        for span, pairs in runnable.items():
+            found = self._run([work for work, _ in pairs], [seat for _, seat in pairs], span)
+            outputs |= {output.key: output for output in found}
         return [outputs[work.key] for work in batch]
 
-    def _run(self, works: Sequence[Work], span: Span) -> list[Output]:
+    def _run(self, works: Sequence[Work], seats: Sequence[Seat], span: Span) -> list[Output]:
+        """Works of sessions over the same layers, none refused."""
         size = bucket(len(works)) if self.lean.device.type == "cuda" else None
         decoding = size is not None and all(work.n == 1 for work in works)
-        results = self._decode(works, span, size) if decoding and size is not None else self._ragged(works, span)
-        fine = self._finite(works, results)
-        for work, good in zip(works, fine, strict=True):
-            if good:
-                self._pages[work.key].length = work.start + work.n
-        outputs = self._sampled(works, results, decoding) if span.end == self.shape.layers else None
-        outputs = outputs or self._emitted(works, results)
-        return [
-            output if good else Output(output.key, error=_POISON) for output, good in zip(outputs, fine, strict=True)
-        ]
-
-    def _finite(self, works: Sequence[Work], results: Results) -> list[bool]:
-        if results.finite is None:
-            return [True] * len(works)
-        each = results.finite.tolist()
-        ends, row = [], 0
-        for work in works:
-            ends.append(all(each[row : row + work.n]))
-            row += work.n
-        return ends
+        if decoding and size is not None:
+            results = self._decode(works, seats, span, size)
+        else:
+            results = self._ragged(works, seats, span)
+        self.logits = results.logits
+        bad = _poisoned(works, results)
+        for work, seat in zip(works, seats, strict=True):
+            if work.key not in bad:
+                seat.length = work.start + work.n
+        ended = span.end == self.shape.layers
+        outputs = self._sampled(works, results, decoding) if ended else self._emitted(works, results)
+        if bad:
+            return [Output(one.key, error=_POISON) if one.key in bad else one for one in outputs]
+        return outputs
 
     def _graph(self, span: Span, size: int) -> DecodeGraph:
         found = self._graphs.get((span, size))
         if found is None:
+            from paceline.engine.cuda_graph import DecodeGraph
+
             pool = next((graph.pool for graph in self._graphs.values()), None)
             found = self._graphs[span, size] = DecodeGraph(self.lean, span, size, pool)
         return found
 
-    def _decode(self, works: Sequence[Work], span: Span, size: int) -> Results:
-        graph = self._graph(span, size)
-        numbers = graph.host.numpy()
-        for row, work in enumerate(works):
-            numbers[1, row], numbers[2, row] = self._pages[work.key].slot, work.start
-            if work.ids is not None:
-                numbers[0, row] = work.ids[0]
-            elif graph.incoming is not None:
-                graph.incoming[row] = rows_of(work)[0]
-        numbers[1, len(works) :] = -1
-        return graph.step(len(works))
+    def _decode(self, works: Sequence[Work], seats: Sequence[Seat], span: Span, size: int) -> Results:
+        graph, many = self._graph(span, size), len(works)
+        graph.numbers[1, :many] = [seat.slot for seat in seats]
+        graph.numbers[1, many:] = -1
+        graph.numbers[2, :many] = [work.start for work in works]
+        if span.start == 0:
+            graph.numbers[0, :many] = [work.ids[0] for work in works if work.ids is not None]
+        else:
+            wide = graph.row_bytes
+            for row, work in enumerate(works):
+                came = work.activations
+                assert came is not None
+                data = came.data if came.dtype == self.dtype else _bytes(rows_of(work).to(DTYPES[self.dtype]))
+                graph.incoming[row * wide : (row + 1) * wide] = memoryview(data).cast("B")
+        return graph.step(many)
 
-    def _ragged(self, works: Sequence[Work], span: Span) -> Results:
+    def _ragged(self, works: Sequence[Work], seats: Sequence[Seat], span: Span) -> Results:
         segments, row = [], 0
-        for work in works:
-            segments.append((row, work.n, work.start, self._pages[work.key].slot))
+        for work, seat in zip(works, seats, strict=True):
+            segments.append((row, work.n, work.start, seat.slot))
             row += work.n
         ids = incoming = None
         if span.start == 0:
@@ -197,30 +207,47 @@ class LeanShard:
     # --- results
 
     def _emitted(self, works: Sequence[Work], results: Results) -> list[Output]:
-        assert results.hidden is not None
-        outputs, row = [], 0
+        hidden = results.hidden
+        assert hidden is not None
+        wide = self.shape.hidden * DTYPE_BYTES[self.dtype]
+        outputs, at = [], 0
         for work in works:
-            data = results.hidden[row : row + work.n].contiguous().view(torch.uint8).numpy().tobytes()
+            data = bytes(hidden[at : at + work.n * wide])
             outputs.append(Output(work.key, activations=Activations(work.n, self.shape.hidden, self.dtype, data)))
-            row += work.n
+            at += work.n * wide
         return outputs
 
     def _sampled(self, works: Sequence[Work], results: Results, all_rows: bool) -> list[Output]:
         """`all_rows`: results hold a row for each work, not only for those that ask for a token."""
-        wanted: list[tuple[int, Key, SampleRequest]] = []
-        for at, work in enumerate(works):
+        wanted: list[tuple[int, SampleRequest]] = []
+        for row, work in enumerate(works):
             if work.sample is not None:
-                wanted.append((at if all_rows else len(wanted), work.key, work.sample))
-        outputs = {work.key: Output(work.key) for work in works}
-        if wanted:
-            assert results.best is not None
-            assert results.peak is not None
-            assert results.logits is not None
-            drawn = sample_batch(results.logits, results.best, results.peak, [(at, ask) for at, _, ask in wanted])
-            for (_, key, _), sampled in zip(wanted, drawn, strict=True):
-                problem = "" if sampled else "the model's logits are not finite"
-                outputs[key] = Output(key, sampled=sampled, error=problem)
-        return [outputs[work.key] for work in works]
+                wanted.append((row if all_rows else len(wanted), work.sample))
+        if not wanted:
+            return [Output(work.key) for work in works]
+        assert results.logits is not None
+        drawn = iter(sample_batch(results.logits, results.best, results.peak, wanted))
+        return [Output(work.key) if work.sample is None else _told(work.key, next(drawn)) for work in works]
+
+
+def _told(key: Key, sampled: Sampled | None) -> Output:
+    return Output(key, sampled=sampled, error="" if sampled else "the model's logits are not finite")
+
+
+def _poisoned(works: Sequence[Work], results: Results) -> set[Key]:
+    """Sessions whose rows came in with a number that is none."""
+    if results.finite is None or all(results.finite):
+        return set()
+    bad, row = set(), 0
+    for work in works:
+        if not all(results.finite[row : row + work.n]):
+            bad.add(work.key)
+        row += work.n
+    return bad
+
+
+def _bytes(rows: Tensor) -> memoryview:
+    return rows.contiguous().view(torch.uint8).numpy().reshape(-1).data
 
 
 def rows_of(work: Work) -> Tensor:

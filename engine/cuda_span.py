@@ -1,14 +1,13 @@
-"""A lean span's forward and its memory: weights, pages, block tables on one device; decode steps as captured graphs.
+"""A lean span's forward and its memory: weights, pages and block tables on one device.
 
-Knows tensors and layers, and nothing of sessions' names or messages. Decode batches of one size are one CUDA graph from
-the copy of the inputs (pinned memory → device) to the copy of the results back, so that the host has two things to do
-in a step: fill in the inputs, and wait. Prompts run kernel by kernel.
+Knows tensors and layers, and nothing of sessions' names or messages. Prompts run kernel by kernel; decode steps are
+captured by engine.cuda_graph.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,26 +21,17 @@ from paceline.wire.ids import Span
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """Of one step, on the host, valid until the next. `hidden` ``[rows, hidden]`` where the span is not the last.
+    """Of one step, on the host, valid until the next. `hidden`: bytes of the rows where the span is not the last.
 
-    `best` and `peak` ``[rows]``: the greatest logit's id and value; `logits` ``[rows, vocab]`` float32, on the device.
-    `finite` ``[rows]``: whether the row that came in was (None for token ids).
+    `best` and `peak`, a number for each row: the greatest logit's id and value; `logits` ``[rows, vocab]`` float32, on
+    the device. `finite`, for each row: whether what came in was (None for token ids).
     """
 
-    hidden: Tensor | None = None
-    best: Tensor | None = None
-    peak: Tensor | None = None
+    hidden: memoryview | None = None
+    best: Sequence[int] = ()
+    peak: Sequence[float] = ()
     logits: Tensor | None = None
-    finite: Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """Where a step reads: token `ids` or `incoming` rows, and whose they are. On the device."""
-
-    rows: Rows
-    ids: Tensor | None
-    incoming: Tensor | None
+    finite: Sequence[int] | None = None
 
 
 class LeanSpan:
@@ -110,26 +100,6 @@ class LeanSpan:
         assert lm_head is not None
         return self.ops.project(h, norm, self.arch.eps, lm_head, None, torch.float32)
 
-    def run(self, given: Given, span: Span, last: Tensor | None = None) -> Results:
-        """A whole step, left on the device. `last` ``[…]`` int32: the rows whose logits are wanted (None: all)."""
-        finite = None
-        if given.ids is not None:
-            h = self.embed(given.ids)
-        else:
-            assert given.incoming is not None
-            finite = torch.isfinite(given.incoming.abs().amax(dim=-1))
-            h = given.incoming.clone()
-        h = self.layers(h, given.rows, span)
-        if span.end != self.arch.layers:
-            return Results(hidden=h, finite=finite)
-        if last is not None:
-            h = h.index_select(0, last)
-        if not len(h):
-            return Results(finite=finite)
-        logits = self.logits(h)
-        peak, best = logits.max(dim=-1)
-        return Results(best=best, peak=peak, logits=logits, finite=finite)
-
     def ragged(
         self,
         segments: list[tuple[int, int, int, int]],
@@ -151,65 +121,23 @@ class LeanSpan:
         on_slots, on_positions, on_tiles, on_last, on_ids = packed.split_with_sizes(sizes)
         whole = len(segments) == 1 and segments[0][2] == 0
         rows = Rows(on_slots, on_positions, on_tiles.view(-1, 4), whole)
-        came = None if incoming is None else incoming.to(self.device, self.dtype, non_blocking=True)
-        found = self.run(Given(rows, None if ids is None else on_ids, came), span, on_last)
-        return Results(
-            hidden=None if found.hidden is None else found.hidden.cpu(),
-            best=None if found.best is None else found.best.cpu(),
-            peak=None if found.peak is None else found.peak.cpu(),
-            logits=found.logits,
-            finite=None if found.finite is None else found.finite.cpu(),
-        )
+        finite = None
+        if incoming is None:
+            h = self.embed(on_ids)
+        else:
+            h = incoming.to(self.device, self.dtype, non_blocking=True).clone()
+            finite = torch.isfinite(h).all(dim=-1)
+        h = self.layers(h, rows, span)
+        if span.end == self.arch.layers:
+            return self._ended(h.index_select(0, on_last), finite)
+        data = h.cpu().view(torch.uint8).numpy().reshape(-1).data
+        return Results(hidden=data, finite=None if finite is None else finite.tolist())
 
-
-class DecodeGraph:
-    """One decode step of up to `size` sessions over `span`, captured. Inputs and results live in pinned memory."""
-
-    def __init__(self, lean: LeanSpan, span: Span, size: int, pool: Any) -> None:
-        self.size = size
-        self._lean, self._span = lean, span
-        self.host = torch.zeros((3, size), dtype=torch.int32).pin_memory()
-        self.host[1] = -1
-        """Rows: token ids, slots, positions."""
-        self._numbers = torch.zeros((3, size), dtype=torch.int32, device=lean.device)
-        head = span.start == 0
-        self.incoming = None if head else torch.zeros(size, lean.arch.hidden, dtype=lean.dtype).pin_memory()
-        self._came = None if head else torch.zeros(size, lean.arch.hidden, dtype=lean.dtype, device=lean.device)
-        self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._out: list[Tensor] = []
-        self._logits = self._run()  # compiles, and makes every buffer that is not the graph's
-        torch.cuda.synchronize()
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool):
-            self._logits = self._run()
-
-    @property
-    def pool(self) -> Any:
-        """Memory that other graphs may share: they never run at once."""
-        return self._graph.pool()
-
-    def _run(self) -> Tensor | None:
-        """The step, its results copied to the host: hidden, or best and peak; then finite. Returns the logits."""
-        self._numbers.copy_(self.host, non_blocking=True)
-        if self._came is not None and self.incoming is not None:
-            self._came.copy_(self.incoming, non_blocking=True)
-        ids, slots, positions = self._numbers
-        given = Given(Rows(slots, positions), ids if self._came is None else None, self._came)
-        found = self._lean.run(given, self._span)
-        parts = [part for part in (found.hidden, found.best, found.peak, found.finite) if part is not None]
-        if not self._out:
-            self._out = [torch.empty(part.shape, dtype=part.dtype).pin_memory() for part in parts]
-        for to, part in zip(self._out, parts, strict=True):
-            to.copy_(part, non_blocking=True)
-        return found.logits
-
-    def step(self, rows: int) -> Results:
-        """Run what stands in `host` and `incoming`. The only wait of the step is at its end."""
-        self._graph.replay()
-        self._done.record()
-        self._done.synchronize()
-        out = [part[:rows] for part in self._out]
-        finite = out.pop() if self._came is not None else None
-        if self._logits is None:
-            return Results(hidden=out[0], finite=finite)
-        return Results(best=out[0], peak=out[1], logits=self._logits[:rows], finite=finite)
+    def _ended(self, h: Tensor, finite: Tensor | None) -> Results:
+        told = None if finite is None else finite.tolist()
+        if not len(h):
+            return Results(finite=told)
+        logits = self.logits(h)
+        best = logits.argmax(dim=-1)
+        peak = logits.gather(1, best[:, None])[:, 0]
+        return Results(best=best.tolist(), peak=peak.tolist(), logits=logits, finite=told)

@@ -35,7 +35,7 @@ def test_the_tokens_are_those_of_one_row_at_a_time(
     peak, best = logits.max(dim=-1)
     best = logits.argmax(dim=-1) if coarse else best
     order = list(reversed(range(len(params))))
-    got = sample_batch(logits, best, peak, [(at, requests[at]) for at in order])
+    got = sample_batch(logits, best.tolist(), peak.tolist(), [(at, requests[at]) for at in order])
     want = sample_rows(logits, requests)
     assert got == [want[at] for at in order]
 
@@ -46,7 +46,7 @@ def test_a_row_that_is_not_finite_has_no_token() -> None:
     logits[2, 9] = float("inf")
     peak, best = logits.max(dim=-1)
     requests = [(at, SampleRequest(SamplingParams(temperature=1.0), 1)) for at in range(3)]
-    got = sample_batch(logits, best, peak, requests)
+    got = sample_batch(logits, best.tolist(), peak.tolist(), requests)
     assert [one is None for one in got] == [False, True, True]
 
 
