@@ -25,6 +25,8 @@ class NodeConfig:
     offer_s: float = 12.0
     drain_s: float = 5.0
     near_peers: int = 16
+    region: str = ""
+    """Where its owner says it stands; told in offers, checked by nobody."""
     shared_prefixes: bool = False
     upload_bytes_per_s: float = 0.0
     """Of weights, to all peers together; 0: no limit."""

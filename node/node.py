@@ -25,6 +25,7 @@ from paceline.node.offering import Offering
 from paceline.node.services import LoadedService
 from paceline.node.sessions import SessionTable
 from paceline.node.stage_loop import StageLoop
+from paceline.node.surroundings import Surroundings
 from paceline.node.tracing import Tracing
 from paceline.node.weights_fetch import Fetcher
 from paceline.wire.errors import PacelineError
@@ -86,6 +87,7 @@ class Node:
             tracing=Tracing(unix_time),
             on_rest=on_rest,
         )
+        self.surroundings = Surroundings(self)
         self.offering = Offering(self, unix_time)
         self.desk = BlockDesk(self.links, blocks or NoBlocks(), self.config.upload_bytes_per_s)
         self.fetcher: Fetcher | None = None
@@ -94,6 +96,8 @@ class Node:
         """Services that end when their last session has: they serve whoever rides, and are offered no more."""
         self.planned: tuple[Service, ...] = ()
         """What is about to be loaded: announced while nothing is served, so that no crowd piles up on one hole."""
+        self.upgrades: Callable[[], dict[str, object]] = dict
+        """What became of newer releases, for the status."""
         self.releases_refused: Mapping[str, int] = {}
         self.frontier: Callable[[], tuple[SignedRelease, ...]] = tuple
         self._details = details
@@ -151,6 +155,7 @@ class Node:
                 await self.offering.announce()
                 self.ready.set()
                 nursery.start_soon(self.offering.run)
+                nursery.start_soon(self.surroundings.run)
                 await self._leaving.wait()
                 await self._drain()
                 nursery.cancel_scope.cancel()
@@ -210,6 +215,7 @@ class Node:
             "engine": msgspec.to_builtins(steps),
             "banned": sorted(self.fetcher.banned) if self.fetcher else [],
             "fetched": msgspec.to_builtins(self.fetcher.reports[-4:]) if self.fetcher else [],
+            "upgrades": self.upgrades(),
             "releases_refused": dict(self.releases_refused),
             "blocks_served": msgspec.to_builtins(self.desk.statistics),
             "holds_dropped": holds.dropped,

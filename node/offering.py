@@ -26,8 +26,6 @@ class Offering:
         node = self._node
         now = self._unix_time()
         self._sequence = max(self._sequence + 1, int(now * 1e6))
-        rtts = [(peer, node.links.rtt_s(peer)) for peer in node.links.peers()]
-        near = sorted(((peer, rtt) for peer, rtt in rtts if rtt is not None), key=lambda pair: pair[1])
         offered = [s for s in node.table.services if not any(s is other for other in node.unannounced)]
         return Offer(
             at=node.links.address,
@@ -36,9 +34,11 @@ class Offering:
             expires_at=now + node.config.offer_s,
             services=tuple(s.offered(node.table.of_service(s)) for s in offered) or node.planned,
             state="draining" if node.table.draining else "serving" if offered else "joining",
-            rtts=tuple(near[: node.config.near_peers]),
+            rtts=node.surroundings.near(node.config.near_peers),
             agent=node.config.agent,
             frontier=node.frontier(),
+            place=None if (found := node.surroundings.coordinate) is None else found.place,
+            region=node.config.region,
         )
 
     async def announce(self) -> None:

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.routing.coordinates import Coordinate
+from paceline.routing.coordinates import Coordinate, located, usable
 from paceline.routing.latency import Floats, Ints, LatencyMap, latency_map
 from paceline.wire.messages import PeerAddress
 from paceline.wire.offers import Offer, Service
@@ -194,8 +194,8 @@ def swarm_view(
     """Build a view from verified offers. `now` in unix seconds, round trips in seconds.
 
     Expired offers are left out; of several offers by one peer the highest sequence counts. `client_rtts`: what the
-    client itself measured. Node ↔ node round trips come from the offers; `coordinates` fill the gaps, and
-    `guess_rtt_s` what is left.
+    client itself measured. Node ↔ node round trips come from the offers; `coordinates` (None: the offers' own) fill the
+    gaps, and `guess_rtt_s` what is left. `client_coordinate` None: worked out from `client_rtts`.
     """
     newest: dict[str, Offer] = {}
     for offer in offers:
@@ -207,11 +207,20 @@ def swarm_view(
         for offer in newest.values()
         if offer.expires_at > now and any(service.model == model for service in offer.services)
     )
-    places = coordinates or {}
+    places = _places(live) if coordinates is None else coordinates
+    if client_coordinate is None and client_rtts:
+        samples = [(places[peer], rtt_s) for peer, rtt_s in client_rtts.items() if peer in places]
+        client_coordinate = located(samples) if len(samples) >= 3 else None
     rtts = ((offer.peer, near, rtt_s) for offer in live for near, rtt_s in offer.rtts)
     latency = latency_map([offer.peer for offer in live], rtts, places, guess_rtt_s)
     client_s = _client_seconds(live, client_rtts or {}, places, client_coordinate, guess_rtt_s)
     return SwarmView(model, now, live, latency, client_s, guess_rtt_s)
+
+
+def _places(offers: tuple[Offer, ...]) -> dict[str, Coordinate]:
+    """What the offers say of themselves, as far as it can be true."""
+    claimed = {offer.peer: Coordinate.of(offer.place) for offer in offers if offer.place is not None}
+    return {peer: place for peer, place in claimed.items() if usable(place)}
 
 
 def _client_seconds(

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from paceline.routing.flow import Held, bound_per_s, tokens_per_s
 from paceline.routing.placement import MOVE_GAIN, Device, choose_span, coverage, should_move
 from paceline.sim.chance import Chance
+from paceline.sim.internet import normal
 from paceline.wire.ids import Span
 
 SETTLING_S = 10.0
@@ -113,8 +114,8 @@ def drawn_device(chance: Chance, layers: int) -> Device:
     """Speeds over a factor of about 25 (log-normal, median 1 ms a layer), room for 2 layers up to all of them
     (log-normal, median a fifth), 0.2 ms a visit.
     """
-    room = int(layers / 5 * math.exp(0.6 * _normal(chance)))
-    return Device(1e-3 * math.exp(0.8 * _normal(chance)), min(max(room, 2), layers), 2e-4)
+    room = int(layers / 5 * math.exp(0.6 * normal(chance)))
+    return Device(1e-3 * math.exp(0.8 * normal(chance)), min(max(room, 2), layers), 2e-4)
 
 
 def run(fleet: Fleet, rule: Rule, seed: int) -> Report:
@@ -175,11 +176,6 @@ def _mean(values: Sequence[tuple[float, float]]) -> float:
 
 def _gaps(before: Sequence[int], after: Sequence[int]) -> int:
     return sum(was >= 2 and now == 0 for was, now in zip(before, after, strict=True))
-
-
-def _normal(chance: Chance) -> float:
-    """Box and Muller's transform."""
-    return math.sqrt(-2.0 * math.log(1.0 - chance.unit())) * math.cos(2.0 * math.pi * chance.unit())
 
 
 # --- rules ----------------------------------------------------------------------------------------------------------

@@ -36,6 +36,9 @@ MAX_OFFER_LIFETIME_S = 120.0
 MAX_NEAR_PEERS = 32
 """Measured latencies to near peers inside one offer."""
 
+FARTHEST_S = 0.5
+"""Round trip beyond which no network coordinate lies: no place on Earth is further from the middle of the others."""
+
 MAX_BLOCK_PIECE_BYTES = 1024 * 1024
 MAX_HELD_FRAMES = 64
 """Frames that a stage holds for a session it has not been configured for yet."""

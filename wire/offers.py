@@ -61,6 +61,17 @@ class Service(Struct, frozen=True, array_like=True):
         return Span(self.start, self.end)
 
 
+RttSeconds = Annotated[float, Meta(ge=-limits.FARTHEST_S, le=limits.FARTHEST_S)]
+Place = tuple[
+    RttSeconds,
+    RttSeconds,
+    RttSeconds,
+    Annotated[float, Meta(ge=0.0, le=limits.FARTHEST_S)],
+    Annotated[float, Meta(ge=0.0, le=1.0)],
+]
+"""A network coordinate: position (seconds of round trip), height, and relative error (routing/coordinates.py)."""
+
+
 class Offer(Struct, frozen=True, array_like=True):
     """A node's announcement. `sequence` grows with every new one; times are unix seconds."""
 
@@ -75,6 +86,10 @@ class Offer(Struct, frozen=True, array_like=True):
     agent: ShortText = ""
     frontier: Annotated[tuple[SignedRelease, ...], Meta(max_length=limits.MAX_FRONTIER)] = ()
     """The newest releases that the node knows of the models it serves: how the version frontier spreads."""
+    place: Place | None = None
+    """Where the node has found itself to be; None before it knows."""
+    region: ShortText = ""
+    """Where its owner says it stands. Nobody checks it."""
 
     @property
     def peer(self) -> str:

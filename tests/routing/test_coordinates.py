@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.routing.coordinates import Coordinate, updated
+from paceline.routing.coordinates import MIN_RTT_S, Coordinate, located, updated, usable
 
 NODES, NEIGHBOURS, ROUNDS = 1_000, 32, 12
 
@@ -57,3 +57,20 @@ def test_two_nodes_at_one_place_part() -> None:
     a = updated(Coordinate(), Coordinate(), 0.1, tie_break=1)
     b = updated(Coordinate(), Coordinate(), 0.1, tie_break=2)
     assert math.dist(a.position, b.position) > 0.0
+
+
+def test_who_has_measured_three_peers_knows_where_he_is() -> None:
+    peers = [Coordinate((x, y, 0.0), 0.002, 0.1) for x, y in ((0.0, 0.0), (0.04, 0.0), (0.0, 0.05), (0.03, 0.03))]
+    truth = Coordinate((0.01, 0.02, 0.0), 0.001, 0.1)
+    found = located([(peer, truth.rtt_to(peer)) for peer in peers])
+    assert all(abs(found.rtt_to(peer) - truth.rtt_to(peer)) <= 0.1 * truth.rtt_to(peer) for peer in peers)
+    assert Coordinate.of(found.place) == found
+
+
+@given(coordinates, numbers)
+def test_a_settled_node_is_not_thrown_far_by_one_liar(remote: Coordinate, rtt_s: float) -> None:
+    own = Coordinate((0.01, 0.0, 0.0), 0.002, 0.2)
+    moved = updated(own, remote, rtt_s)
+    if 0.0 < rtt_s <= 10.0:
+        assert math.dist(own.position, moved.position) <= 0.25 * max(rtt_s, MIN_RTT_S) + 1e-12
+    assert usable(moved)

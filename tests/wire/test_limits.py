@@ -105,6 +105,8 @@ def test_a_well_connected_node_with_several_models_fits_its_offer() -> None:
         services=(service,) * 8,
         rtts=((PEER, 0.0213),) * limits.MAX_NEAR_PEERS,
         agent="paceline/0.1.0",
+        place=(0.0213, -0.0213, 0.1213, 0.0021, 0.0813),
+        region="europe-west",
     )
     assert len(encode_header(offer)) <= limits.MAX_OFFER_BYTES
 
