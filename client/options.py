@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ class GenerateOptions:
     presence_penalty: float = 0.0
     seed: int | None = None
     stop: str | Sequence[str] = ()
+    grammar: str = ""
+    """What the answer must be: made by `json_schema` or `lark`."""
     logprobs: int | None = None
     min_tokens: int = 0
     ignore_eos: bool = False
@@ -55,6 +58,8 @@ class GenerateOptions:
         """As the tail gets it. Raises InvalidRequest."""
         if self.max_tokens < 1:
             raise InvalidRequest(f"max_tokens is {self.max_tokens}", cure="ask for at least one token")
+        if self.grammar and (self.ignore_eos or self.min_tokens):
+            raise InvalidRequest("an answer of a grammar ends where that ends", cure="no ignore_eos, no min_tokens")
         return SamplingParams(
             seed=secrets.randbits(63) if self.seed is None else self.seed,
             temperature=float(self.temperature),
@@ -67,4 +72,15 @@ class GenerateOptions:
             logprobs=-1 if self.logprobs is None else self.logprobs,
             stop_ids=() if self.ignore_eos else tuple(eos_ids),
             min_tokens=self.min_tokens,
+            grammar=self.grammar,
         ).validated()
+
+
+def json_schema(schema: Mapping[str, Any]) -> str:
+    """A grammar: the answer is one JSON text that `schema` describes."""
+    return "json:" + json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
+
+
+def lark(grammar: str) -> str:
+    """A grammar in llguidance's dialect of Lark."""
+    return "lark:" + grammar

@@ -1,8 +1,8 @@
 """From logits to a token: greedy, filters, penalties, inverse-CDF pick. Knows tensors, and no sessions or models.
 
-Order of operations, as in transformers: repetition, frequency and presence penalties, stop-id mask, temperature,
-top-k, top-p, min-p. The pick goes over the kept tokens sorted by (probability descending, id ascending), so that one
-draw gives one token. Log probabilities are of the raw logits.
+Order of operations, as in transformers: repetition, frequency and presence penalties, stop-id mask, grammar,
+temperature, top-k, top-p, min-p. The pick goes over the kept tokens sorted by (probability descending, id ascending),
+so that one draw gives one token. Log probabilities are of the raw logits.
 """
 
 from __future__ import annotations
@@ -48,13 +48,15 @@ def sample_rows(logits: Tensor, requests: Sequence[SampleRequest]) -> list[Sampl
     ]
 
 
-def _one(row: Tensor, request: SampleRequest, best: int) -> Sampled:
+def _one(row: Tensor, request: SampleRequest, best: int) -> Sampled | None:
     params = request.params
     plain = not (params.needs_history or _masked(request))
     if params.greedy and plain:
         token = best
     else:
         scores = row.float() if plain else penalised(row, request)
+        if not plain and not bool(scores.max() > float("-inf")):
+            return None
         token = int(scores.argmax()) if params.greedy else draw(scores, params, request.index)
     if params.logprobs < 0:
         return Sampled(token)
@@ -119,7 +121,15 @@ def penalised(row: Tensor, request: SampleRequest) -> Tensor:
     masked = _masked(request)
     if masked:
         scores[list(masked)] = float("-inf")
+    if request.allowed is not None:
+        scores[~unpacked(request.allowed(), len(scores)).to(row.device)] = float("-inf")
     return scores
+
+
+def unpacked(bits: bytes, size: int) -> Tensor:
+    """`size` bits, the least significant of a byte first, as booleans; those that are missing are false."""
+    packed = torch.frombuffer(bytearray(bits.ljust(-(-size // 8), b"\0")), dtype=torch.uint8)
+    return (packed[:, None] >> torch.arange(8, dtype=torch.uint8)).bitwise_and(1).flatten()[:size].bool()
 
 
 def _masked(request: SampleRequest) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ decided before it is asked (consistency).
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -42,6 +42,9 @@ class SampleRequest:
     index: int
     history: Sequence[int] = ()
     prompt_length: int = 0
+    allowed: Callable[[], bytes] | None = None
+    """With a grammar: which tokens may come, a bit each, the least significant of a byte first. Called where the step
+    runs; empty where no token may come."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,8 +135,11 @@ def sample(model: ToyModel, state: State, request: SampleRequest) -> Sampled:
     if not params.greedy:
         final = _digest("draw", final, uniform(params.seed, request.index).hex())
     masked = params.stop_ids if request.index - request.prompt_length < params.min_tokens else ()
+    allowed = request.allowed() if request.allowed is not None else b"\xff" * (model.vocab // 8 + 1)
     token = final % model.vocab
-    while token in masked:
+    for _ in range(model.vocab):
+        if token not in masked and token >> 3 < len(allowed) and allowed[token >> 3] >> (token & 7) & 1:
+            break
         token = (token + 1) % model.vocab
     if params.logprobs < 0:
         return Sampled(token)

@@ -61,15 +61,12 @@ class Catalogue:
         if highest >= vocabulary:
             raise BadField(f"token id {highest} is not one of the {vocabulary} of {name}", param="prompt")
 
-    async def require_tools(
+    async def knows_tools(
         self, name: str, wait_s: float, conversation: list[dict[str, Any]], tools: list[dict[str, Any]]
-    ) -> None:
-        """Raises BadField where the model's template says the same with tools and without them."""
+    ) -> bool:
+        """False where the model's template says the same with tools and without them."""
         tokenizer = (await self.model(name, wait_s)).tokenizer
-        if tokenizer.chat(conversation, tools=tools) == tokenizer.chat(conversation):
-            raise BadField(
-                f"the chat template of {name} does not know tools", param="tools", cure="leave them out, or ask another"
-            )
+        return tokenizer.chat(conversation, tools=tools) != tokenizer.chat(conversation)
 
 
 def _is(service: Service, name: str) -> bool:

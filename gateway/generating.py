@@ -23,6 +23,7 @@ from paceline.gateway.config import GatewayConfig
 from paceline.gateway.delivery import Delivery, Job
 from paceline.gateway.errors import BadField, NotHere
 from paceline.gateway.gate import Gate
+from paceline.gateway.grammars import told_in_words
 from paceline.gateway.metrics import Metrics, Watch
 from paceline.gateway.quota import Meter
 from paceline.gateway.replies import ResponsesReply
@@ -114,8 +115,8 @@ class Generating:
         await self._catalogue.check(body.model)
         conversation, tools = body.conversation(), body.offered_tools
         variables = {"tools": tools} if tools else {}
-        if tools:
-            await self._catalogue.require_tools(body.model, options.timeout_s, conversation, tools)
+        if tools and not await self._catalogue.knows_tools(body.model, options.timeout_s, conversation, tools):
+            conversation, variables = told_in_words(conversation, tools), {}
 
         async def start(options: GenerateOptions) -> Stream:
             return await self._core.chat(conversation, options, **variables)

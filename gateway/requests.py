@@ -14,6 +14,7 @@ from msgspec import Meta, Struct
 
 from paceline.client.options import GenerateOptions
 from paceline.gateway.errors import BadField
+from paceline.gateway.grammars import of_schema, of_tools
 from paceline.wire.limits import MAX_CONTEXT, MAX_TOP_LOGPROBS, MAX_VOCAB
 
 Tokens = Annotated[int, Meta(ge=1, le=MAX_CONTEXT)]
@@ -27,7 +28,6 @@ StopText = Annotated[str, Meta(min_length=1, max_length=1024)]
 Stop = StopText | Annotated[list[StopText], Meta(max_length=16)] | None
 TopLogprobs = Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS)]
 TokenId = Annotated[int, Meta(ge=0, lt=MAX_VOCAB)]
-NO_GRAMMAR = "answers cannot be forced into a grammar yet: sampling at the tail has no JSON schema support"
 
 
 class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
@@ -36,8 +36,15 @@ class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ResponseFormat(Struct, frozen=True):
+    """Chat's has the schema in `json_schema`, beside a name; that of responses has it in `schema`."""
+
     type: Literal["text", "json_object", "json_schema"]
     json_schema: dict[str, Any] | None = None
+    schema: dict[str, Any] | None = None
+
+    def grammar(self, param: str) -> str:
+        """What the tail holds the answer to. Raises BadField."""
+        return of_schema(self.type, self.schema or (self.json_schema or {}).get("schema"), param)
 
 
 class Common(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -136,11 +143,18 @@ class ChatRequest(Sampled, frozen=True, kw_only=True):
 
     def options(self, default_tokens: int, wait_s: float) -> GenerateOptions:
         """For the client library. Raises BadField."""
-        _refuse_grammars(self)
         if self.top_logprobs is not None and not self.logprobs:
             raise BadField("top_logprobs needs logprobs: true", param="top_logprobs")
         most = self.max_completion_tokens or self.max_tokens or default_tokens
-        return _options(self, most, wait_s, logprobs=(self.top_logprobs or 0) if self.logprobs else None)
+        logprobs = (self.top_logprobs or 0) if self.logprobs else None
+        return _options(self, most, wait_s, logprobs=logprobs, grammar=self._grammar())
+
+    def _grammar(self) -> str:
+        call = of_tools(self.offered_tools, self.tool_choice)
+        form = self.response_format.grammar("response_format") if self.response_format else ""
+        if call and form:
+            raise BadField("an answer cannot be a call and of a format at once", param="response_format")
+        return call or form
 
     @property
     def offered_tools(self) -> list[dict[str, Any]]:
@@ -152,13 +166,6 @@ class ChatRequest(Sampled, frozen=True, kw_only=True):
     def conversation(self) -> list[dict[str, Any]]:
         """As chat templates expect it."""
         return [_message(message) for message in self.messages]
-
-
-def _refuse_grammars(request: ChatRequest) -> None:
-    if request.response_format is not None and request.response_format.type != "text":
-        raise BadField(f"response_format {request.response_format.type!r}: {NO_GRAMMAR}", param="response_format")
-    if request.tool_choice not in (None, "none", "auto"):
-        raise BadField(f"tool_choice can be 'auto' or 'none': {NO_GRAMMAR}", param="tool_choice")
 
 
 def _message(message: ChatMessage) -> dict[str, Any]:
@@ -259,9 +266,9 @@ class ResponsesRequest(Common, frozen=True, kw_only=True):
 
     def options(self, default_tokens: int, wait_s: float) -> GenerateOptions:
         """For the client library. Raises BadField."""
-        if self.text is not None and self.text.format is not None and self.text.format.type != "text":
-            raise BadField(f"text.format {self.text.format.type!r}: {NO_GRAMMAR}", param="text")
-        return _options(self, self.max_output_tokens or default_tokens, wait_s)
+        form = self.text.format if self.text else None
+        grammar = form.grammar("text") if form else ""
+        return _options(self, self.max_output_tokens or default_tokens, wait_s, grammar=grammar)
 
     def conversation(self) -> list[dict[str, Any]]:
         """As chat templates expect it."""
@@ -272,8 +279,13 @@ class ResponsesRequest(Common, frozen=True, kw_only=True):
         return first + [{"role": roles.get(m.role, m.role), "content": text_of(m.content)} for m in self.input]
 
 
-def _options(request: Common, most: int, wait_s: float, logprobs: int | None = None) -> GenerateOptions:
+def _options(
+    request: Common, most: int, wait_s: float, logprobs: int | None = None, grammar: str = ""
+) -> GenerateOptions:
     values: dict[str, Any] = {}
+    if grammar and (request.ignore_eos or request.min_tokens):
+        param = "ignore_eos" if request.ignore_eos else "min_tokens"
+        raise BadField("an answer of a given form ends where that ends", param=param)
     if isinstance(request, Sampled):
         if request.logit_bias:
             raise BadField("logit_bias is not supported", param="logit_bias")
@@ -295,6 +307,7 @@ def _options(request: Common, most: int, wait_s: float, logprobs: int | None = N
         logprobs=logprobs,
         min_tokens=request.min_tokens,
         ignore_eos=request.ignore_eos,
+        grammar=grammar,
         timeout_s=wait_s,
         **values,
     )

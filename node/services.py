@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from paceline.engine.shard import Shard
+from paceline.node.grammar import Grammars, GrammarState
+from paceline.wire.errors import UnsupportedModel
 from paceline.wire.ids import Revision, Span
 from paceline.wire.offers import Measured, Service
 
@@ -19,6 +21,13 @@ class LoadedService:
     shard: Shard
     measured: Measured
     shadow: bool = False
+    grammars: Grammars | None = None
+
+    def begin_grammar(self, grammar: str) -> GrammarState:
+        """State of a session's grammar. Raises InvalidRequest, UnsupportedModel."""
+        if self.grammars is None:
+            raise UnsupportedModel("this node serves no grammars")
+        return self.grammars.begin(grammar)
 
     def offered(self, sessions: int) -> Service:
         """As it is announced now."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from paceline.consistency.effects import CropKv, FreeKv, Send, StageEffect, Violation
 from paceline.consistency.fences import Fences
@@ -16,6 +17,7 @@ from paceline.consistency.journal import Spill
 from paceline.consistency.stage import Drawn, Input, StageMachine
 from paceline.engine.shard import Activations, Output, Paged, SampleRequest, Work
 from paceline.node.gathering import Gathering
+from paceline.node.grammar import GrammarState
 from paceline.node.services import LoadedService, serving
 from paceline.node.tracing import Tracing
 from paceline.wire import limits
@@ -80,6 +82,7 @@ class Riding:
 
     machine: StageMachine
     service: LoadedService
+    grammar: GrammarState | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,13 +197,15 @@ class SessionTable:
             raise self._why_not(m.revision, span)
         if self.draining:
             raise Draining("this node is leaving and takes no new sessions")
+        draws = span.end == service.shard.shape.layers
+        grammar = service.begin_grammar(m.sampling.grammar) if draws and m.sampling.grammar else None
         service.shard.open(key, m.max_positions, span)
         if isinstance(service.shard, Paged):
             # By default an owner reuses only his own: how long a prompt takes would tell him what others asked.
             service.shard.share(key, b"" if self._shared_prefixes else owner.encode())
         spill = self._spill() if self._spill else None
         machine = StageMachine(self.me, m, service.shard.shape.hidden, self._journal_bytes, spill)
-        riding = Riding(machine, service)
+        riding = Riding(machine, service, grammar)
         self._riding[key] = riding
         self._turn.append(key)
         return riding
@@ -264,7 +269,7 @@ class SessionTable:
             mine = [key for key in ready if id(self._riding[key].service) == service]
             riders = self._take(self._runnable(mine), most_positions)
             if riders:
-                works = tuple(_work(key, riding.machine, given) for key, riding, given in riders)
+                works = tuple(_work(key, riding, given) for key, riding, given in riders)
                 return Batch(riders[0][1].service, tuple(riders), works)
         return None
 
@@ -305,6 +310,9 @@ class SessionTable:
             if output.error:
                 self.counters["failed_works"] += 1
                 effects = machine.failed(given, output.error)
+                if riding.grammar is not None and riding.grammar.error:
+                    wrong = f"grammar: {riding.grammar.error}"
+                    effects = [Send(machine.owner, StageError(*key, machine.epoch, "invalid_request", wrong))]
             elif output.activations is not None:
                 effects = machine.done(given, output.activations.data, output.activations.dtype, None)
             else:
@@ -345,11 +353,13 @@ def _unknown(prompt: Prompt, riding: Riding) -> str:
     return f"token id {highest} is not one of the {vocabulary}" if highest >= vocabulary else ""
 
 
-def _work(key: StageKey, machine: StageMachine, given: Input) -> Work:
-    sample = None
+def _work(key: StageKey, riding: Riding, given: Input) -> Work:
+    machine, sample = riding.machine, None
     if given.sample:
-        history = tuple(machine.history) if machine.config.sampling.needs_history else ()
-        sample = SampleRequest(machine.config.sampling, given.end, history, machine.config.prompt_length)
+        params, prompt = machine.config.sampling, machine.config.prompt_length
+        history = tuple(machine.history) if params.needs_history else ()
+        allowed = None if riding.grammar is None else partial(riding.grammar.allowed, history[prompt:])
+        sample = SampleRequest(params, given.end, history, prompt, allowed)
     if given.ids:
         return Work(key, given.start, ids=given.ids, sample=sample)
     rows = Activations(given.n, machine.hidden, given.dtype, given.rows)

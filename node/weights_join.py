@@ -15,6 +15,7 @@ import trio
 from paceline.engine import default_model
 from paceline.engine.loading import LoadConfig, Loaded, load_service, resolve_span
 from paceline.node.engine_thread import Engine
+from paceline.node.grammar import Grammars
 from paceline.node.node import Node
 from paceline.node.services import LoadedService
 from paceline.node.weights import Weights
@@ -63,7 +64,14 @@ class Joiner:
     async def load(self, config: LoadConfig) -> LoadedService:
         """On the engine's thread. Raises as `engine.loading.load_service`."""
         loaded: Loaded = await self._engine.run(load_service, self.weights.store, config, self._report)
-        return LoadedService(loaded.model, loaded.revision, loaded.shard, loaded.measured, self._shadow)
+        grammars = self._grammars(loaded.revision)
+        return LoadedService(loaded.model, loaded.revision, loaded.shard, loaded.measured, self._shadow, grammars)
+
+    def _grammars(self, revision: Revision) -> Grammars | None:
+        store = self.weights.store
+        manifest = store.manifest(revision)
+        block = manifest.tokenizer
+        return None if block is None else Grammars(lambda: store.path(block.digest), manifest.vocab, manifest.eos_ids)
 
     async def join(self, node: Node) -> LoadedService:
         """Fetch what the span needs through a running node's links, and load it. Raises typed errors."""

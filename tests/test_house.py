@@ -53,7 +53,9 @@ ROOMS = {
         "torch triton transformers safetensors gguf accelerate numpy tokenizers jinja2 psutil",
         extra="node",
     ),
-    "node": Room(ALL - {"client", "gateway", "cli"}, frozenset(("trio", "msgspec", "psutil")), extra="node"),
+    "node": Room(
+        ALL - {"client", "gateway", "cli"}, frozenset(("trio", "msgspec", "psutil", "llguidance")), extra="node"
+    ),
     "client": room(
         "wire routing consistency net dht store", "trio anyio sniffio msgspec tokenizers jinja2 numpy platformdirs"
     ),

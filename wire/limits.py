@@ -25,6 +25,9 @@ MAX_TEXT = 4_096
 """Free text (a reason, an agent string), characters."""
 
 MAX_STOP_IDS = 64
+MAX_GRAMMAR = 32_768
+"""Characters of one session's grammar."""
+
 MAX_TOP_LOGPROBS = 20
 MAX_ADDRESSES = 16
 MAX_ADDRESS_CHARS = 256

@@ -7,7 +7,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from paceline.wire.errors import InvalidRequest
-from paceline.wire.limits import MAX_STOP_IDS, MAX_TOP_LOGPROBS, MAX_VOCAB
+from paceline.wire.limits import MAX_GRAMMAR, MAX_STOP_IDS, MAX_TOP_LOGPROBS, MAX_VOCAB
 
 TokenId = Annotated[int, Meta(ge=0, lt=MAX_VOCAB)]
 
@@ -35,6 +35,8 @@ class SamplingParams(Struct, frozen=True, array_like=True, kw_only=True):
     """Token ids that end the session (end of sequence, and the user's)."""
     min_tokens: Annotated[int, Meta(ge=0)] = 0
     """Stop ids are masked until this many tokens were generated."""
+    grammar: Annotated[str, Meta(max_length=MAX_GRAMMAR)] = ""
+    """What the answer must be: ``json:`` and a JSON schema, or ``lark:`` and a grammar in llguidance's dialect."""
 
     @property
     def greedy(self) -> bool:
@@ -43,7 +45,8 @@ class SamplingParams(Struct, frozen=True, array_like=True, kw_only=True):
     @property
     def needs_history(self) -> bool:
         """True where the tail must know the session's whole token log."""
-        return self.repetition_penalty != 1.0 or self.frequency_penalty != 0.0 or self.presence_penalty != 0.0
+        penalties = (self.repetition_penalty - 1.0, self.frequency_penalty, self.presence_penalty)
+        return bool(self.grammar) or any(penalties)
 
     def validated(self) -> SamplingParams:
         """Self, or InvalidRequest: constructors do not check ranges, the wire does, and so does the client."""

@@ -42,8 +42,17 @@ def test_every_error_of_the_tree_has_a_status() -> None:
         (CHAT, {"unheard_of": 1}, "unheard_of"),
         (CHAT, {"logit_bias": {"5": 1}}, "logit_bias"),
         (CHAT, {"top_logprobs": 3}, "top_logprobs"),
-        (CHAT, {"response_format": {"type": "json_object"}}, "response_format"),
-        (CHAT, {"tool_choice": "required", "tools": [TOOL]}, "tool_choice"),
+        (CHAT, {"response_format": {"type": "json_schema"}}, "response_format"),
+        (CHAT, {"response_format": {"type": "json_object"}, "min_tokens": 3}, "min_tokens"),
+        (CHAT, {"response_format": {"type": "json_object"}, "ignore_eos": True}, "ignore_eos"),
+        (CHAT, {"tool_choice": "required"}, "tool_choice"),
+        (CHAT, {"tool_choice": "sometimes", "tools": [TOOL]}, "tool_choice"),
+        (CHAT, {"tool_choice": {"type": "function", "function": {"name": "x"}}, "tools": [TOOL]}, "tool_choice"),
+        (
+            CHAT,
+            {"tool_choice": "required", "tools": [TOOL], "response_format": {"type": "json_object"}},
+            "response_format",
+        ),
         (TEXT, {"prompt": ["a", 1]}, "prompt"),
         (TEXT, {"prompt": "a", "suffix": "b"}, "suffix"),
         (TEXT, {"prompt": "a", "best_of": 3}, "best_of"),
@@ -62,10 +71,13 @@ async def test_what_cannot_be_served_is_refused_by_name(
         assert refused.json["error"]["type"] == "invalid_request_error"
 
 
-async def test_a_template_without_tools_is_not_given_any(tmp_path: Path, autojump_clock: object) -> None:
+async def test_a_template_without_tools_is_told_of_them_in_words(tmp_path: Path, autojump_clock: object) -> None:
     async with text_swarm(tmp_path, template=PLAIN_TEMPLATE) as swarm, asking(swarm) as ask:
-        refused = await ask.post(CHAT, ASK | {"tools": [TOOL]})
-        assert (refused.status, refused.json["error"]["param"]) == (400, "tools")
+        plain = (await ask.post(CHAT, ASK)).json["usage"]["prompt_tokens"]
+        swarm.say('{"name": "f", "arguments": {}}')
+        answer = await ask.post(CHAT, ASK | {"tools": [TOOL], "max_tokens": 60})
+        assert answer.json["usage"]["prompt_tokens"] > plain + 100
+        assert answer.json["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "f"
 
 
 async def test_unknown_models_paths_and_methods(tmp_path: Path, autojump_clock: object) -> None:

@@ -14,6 +14,7 @@ from paceline.engine.toy import ToyModel, ToyShard
 from paceline.net.identity import Identity
 from paceline.node.config import NodeConfig
 from paceline.node.engine_thread import InlineEngine
+from paceline.node.grammar import Grammars
 from paceline.node.node import Node
 from paceline.node.services import LoadedService
 from paceline.store.manifest import Block, Manifest
@@ -64,6 +65,24 @@ def tokenizer_json() -> bytes:
     return json.dumps(parts).encode()
 
 
+def byte_level_json() -> bytes:
+    """The same ids as a byte-level tokenizer has them: the kind that grammars know."""
+    made = json.loads(tokenizer_json())
+    alphabet = bytes_to_unicode()
+    words = ["".join(alphabet[byte] for byte in word.encode()) for word in VOCABULARY]
+    made["model"]["vocab"] = {word: index for index, word in enumerate(words)}
+    made["model"]["unk_token"] = None
+    made["pre_tokenizer"] = made["decoder"] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    return json.dumps(made).encode()
+
+
+def bytes_to_unicode() -> dict[int, str]:
+    """GPT-2's alphabet: printable bytes are themselves, the others follow from 256 on."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + at) for at, byte in enumerate(others)}
+
+
 def ids(text: str) -> list[int]:
     """Token ids of text without special words."""
     return [VOCABULARY.index(character) for character in text]
@@ -104,6 +123,7 @@ class TextSwarm(ToySwarm):
         default_factory=lambda: ToyModel(layers=LAYERS, vocab=len(VOCABULARY), max_context=512, eos_ids=(EOS,))
     )
     template: str = TEMPLATE
+    grammars: bool = True
     shards: list[ScriptedShard] = field(default_factory=list)
 
     @property
@@ -153,7 +173,7 @@ class TextSwarm(ToySwarm):
         node = Node(
             self.network.transport(identity.peer),
             MemoryDirectory(self.swarm, identity),
-            [LoadedService("toy", revision, shard, MEASURED, shadow) for shard in shards],
+            [LoadedService("toy", revision, shard, MEASURED, shadow, self._grammars()) for shard in shards],
             config or NodeConfig(agent=f"paceline/{name}"),
             unix_time=self.swarm.clock,
             engine=InlineEngine(),
@@ -161,6 +181,11 @@ class TextSwarm(ToySwarm):
         self._run(name, node)
         await node.ready.wait()
         return node
+
+    def _grammars(self) -> Grammars | None:
+        path = self.folder / "byte-level.json"
+        path.write_bytes(byte_level_json())
+        return Grammars(lambda: path, len(VOCABULARY), (EOS,)) if self.grammars else None
 
     def _run(self, name: str, node: Node) -> None:
         import trio
@@ -176,12 +201,14 @@ class TextSwarm(ToySwarm):
 
 
 @asynccontextmanager
-async def text_swarm(folder: Path, *, template: str = TEMPLATE, start: bool = True) -> AsyncIterator[TextSwarm]:
+async def text_swarm(
+    folder: Path, *, template: str = TEMPLATE, start: bool = True, grammars: bool = True
+) -> AsyncIterator[TextSwarm]:
     """A swarm of three nodes that cover the toy; with `start` false an empty one."""
     import trio
 
     async with trio.open_nursery() as nursery:
-        swarm = TextSwarm(nursery, folder, template=template)
+        swarm = TextSwarm(nursery, folder, template=template, grammars=grammars)
         for number in range(3 if start else 0):
             await swarm.node(f"node-{number + 1}", (4 * number, 4 * number + 4))
         yield swarm
