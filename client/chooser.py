@@ -6,6 +6,7 @@ may ride again.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import trio
@@ -37,7 +38,7 @@ class Chooser:
         try:
             self.plan = cheapest_ring(view, self._but(shunned))
         except NoRoute:
-            self.plan = cheapest_ring(view, self._request)
+            self.plan = cheapest_ring(view, self._but(frozenset()))
         return self._route(view, self.plan, shunned)
 
     async def without(self, lost: frozenset[PeerId]) -> tuple[Stage, ...]:
@@ -56,8 +57,31 @@ class Chooser:
         self._gone -= back
         return self._repaired(view, frozenset(self._gone))
 
+    async def around(
+        self, slow: Mapping[PeerId, float], worth: Callable[[RingPlan, RingPlan], bool]
+    ) -> tuple[Stage, ...] | None:
+        """A ring without stragglers (`slow`: with their excess, seconds a token), if one is `worth` moving to.
+
+        They are not lost: later repairs may take them again, at their price.
+        """
+        self._swarm.stragglers.note(slow)
+        view = await self._swarm.view(self.model)
+        if self.plan is None:
+            return None
+        away = self._gone | (self._swarm.fallen(view.offers) - frozenset(self.plan.peers))
+        old = replace(self.plan, request=self._but(frozenset(away)))
+        try:
+            new = self._promoted(old, frozenset(slow)) or reroute(view, old, frozenset(slow))
+        except NoRoute:
+            return None
+        if not worth(self.plan, new):
+            return None
+        self.plan = new
+        return self._route(view, new, frozenset(away | set(slow)))
+
     def _but(self, gone: frozenset[PeerId]) -> RingRequest:
-        return replace(self._request, excluded=self._request.excluded | gone)
+        terms = replace(self._request.terms, straggler_s=self._swarm.stragglers.excess_s())
+        return replace(self._request, excluded=self._request.excluded | gone, terms=terms)
 
     def _repaired(self, view: SwarmView, gone: frozenset[PeerId]) -> tuple[Stage, ...]:
         if self.plan is None:
@@ -110,11 +134,12 @@ async def newest_revision(swarm: Swarm, model: str, timeout_s: float) -> tuple[S
         if complete:
             return view, complete[0].revision
         if trio.current_time() >= deadline:
-            raise await _why_none(swarm, view, model)
+            raise await why_none(swarm, view, model)
         await trio.sleep(0.1)
 
 
-async def _why_none(swarm: Swarm, view: SwarmView, model: str) -> PacelineError:
+async def why_none(swarm: Swarm, view: SwarmView, model: str) -> PacelineError:
+    """The error that says why no ring of a model is complete."""
     if view.revisions:
         coverage = max((view.coverage(revision) for revision in view.revisions), key=lambda c: -len(c.missing))
         missing = coverage.missing

@@ -12,13 +12,16 @@ from pathlib import Path
 import platformdirs
 
 from paceline.client.core import ClientCore, unix_time
+from paceline.client.levels import Frontiers
 from paceline.client.swarm import Swarm
 from paceline.consistency.owner import OwnerLimits
 from paceline.dht.kademlia import DirectoryConfig, KademliaDirectory
 from paceline.net.conditioner import conditioned
 from paceline.net.host import Libp2pTransport, NetConfig
 from paceline.net.identity import Identity
+from paceline.store import trust
 from paceline.store.store import Store
+from paceline.store.trust import Trust
 from paceline.wire.errors import InvalidRequest
 
 LOCAL_SWARM_FILE = "local-swarm.json"
@@ -69,9 +72,18 @@ async def connect(config: ClientConfig | None = None) -> AsyncIterator[ClientCor
     directory = KademliaDirectory(transport, identity, DirectoryConfig(bootstrap=bootstrap))
     profile = config.link_profile if config.link_profile is not None else os.environ.get("PACELINE_LINK_PROFILE")
     swarm = Swarm(conditioned(transport, profile), directory, unix_time=unix_time)
-    core = ClientCore(swarm, Store(home_folder(config.home) / "store"), config.owner)
+    home = home_folder(config.home)
+    core = ClientCore(swarm, Store(home / "store"), config.owner, Frontiers(_trust(home)))
     async with core.run():
         yield core
+
+
+def _trust(home: Path) -> Trust | None:
+    """Whose releases count for strong and bounded requests; None where this machine's user never named anybody."""
+    if not (home / trust.FILE).exists():
+        return None
+    key = home / "identities" / "publisher"
+    return trust.load(home, own=Identity.load_or_create(key).public if key.exists() else None)
 
 
 def as_addresses(swarm: str | Sequence[str] | None) -> tuple[str, ...]:

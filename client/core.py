@@ -11,13 +11,15 @@ from typing import Any
 
 import trio
 
-from paceline.client.chooser import Chooser, newest_revision
+from paceline.client.chooser import Chooser
+from paceline.client.levels import Frontiers
 from paceline.client.models import Model, Models
 from paceline.client.options import GenerateOptions, Messages, Prompt
 from paceline.client.ride import Ride
 from paceline.client.stream import Stream
 from paceline.client.swarm import Swarm
 from paceline.consistency.owner import Owner, OwnerLimits, Request
+from paceline.consistency.revisions import Level
 from paceline.routing.ring import RingRequest
 from paceline.routing.view import SwarmView
 from paceline.store.store import Store
@@ -32,9 +34,16 @@ from paceline.wire.session import SessionState
 class ClientCore:
     """One client in one trio run. Use inside ``async with core.run()``."""
 
-    def __init__(self, swarm: Swarm, store: Store, owner_limits: OwnerLimits | None = None) -> None:
+    def __init__(
+        self,
+        swarm: Swarm,
+        store: Store,
+        owner_limits: OwnerLimits | None = None,
+        frontiers: Frontiers | None = None,
+    ) -> None:
         self.swarm = swarm
         self.models = Models(swarm, store)
+        self.frontiers = frontiers or Frontiers()
         self._limits = owner_limits or OwnerLimits()
         self._nursery: trio.Nursery
 
@@ -112,7 +121,8 @@ class ClientCore:
 
     async def _ring_for(self, options: GenerateOptions) -> tuple[SwarmView, bytes, str]:
         name = await self.model_name(options.model, options.timeout_s)
-        view, revision = await newest_revision(self.swarm, name, options.timeout_s)
+        level = Level.parse(options.consistency)
+        view, revision = await self.frontiers.revision(self.swarm, name, level, options.timeout_s)
         return view, revision, name
 
     async def _model(self, view: SwarmView, revision: bytes) -> Model:
@@ -151,7 +161,7 @@ class ClientCore:
             max_positions=min(len(ids) + options.max_tokens, room),
             sampling=options.sampling(model.manifest.eos_ids if model else ()),
             chunk=options.chunk,
-            trace=options.trace,
+            trace=options.trace or options.avoid_stragglers,
         )
         owner = Owner(request, secrets.randbits(32), trio.current_time(), self._limits)
         return self._ride(owner, model, view, options)

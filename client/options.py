@@ -20,8 +20,10 @@ class GenerateOptions:
     """Options of one generation. `model` None: the only model that the swarm serves. `seed` None: a fresh one, named
     in the result. `temperature` 0 is greedy. `logprobs`: None, or how many alternatives to report beside the chosen
     token. `stop`: strings that end the answer, not part of it. `ignore_eos`: go on to `max_tokens`.
-    `trusted`: the only peers that may ride. `trace`: every token tells how long each stage had it. `timeout_s`: how
-    long to wait for a complete ring.
+    `consistency`: which revision a new session may run on: available, strong, bounded(k), pinned(<hex>), see
+    docs/revisions.md. `trusted`: the only peers that may ride. `trace`: every token tells how long each stage had it.
+    `avoid_stragglers`: a rider who becomes much slower than he offered to be is left behind, where that pays.
+    `timeout_s`: how long to wait for a complete ring.
     """
 
     model: str | None = None
@@ -45,7 +47,9 @@ class GenerateOptions:
     numerics: str | None = None
     chunk: int = 256
     trace: bool = False
+    avoid_stragglers: bool = True
     timeout_s: float = 15.0
+    consistency: str = "available"
 
     def stops(self) -> tuple[str, ...]:
         """Stop strings as a tuple. Raises InvalidRequest for empty ones."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from paceline.engine import default_model
 from paceline.engine.shard import Shard
@@ -14,6 +15,9 @@ from paceline.wire.errors import InvalidRequest, ModelNotFound
 from paceline.wire.ids import Revision, Span
 from paceline.wire.messages import Dtype
 from paceline.wire.offers import Measured
+
+if TYPE_CHECKING:
+    from paceline.engine.torch_shard import TorchShard
 
 Report = Callable[[str, int, int], None]
 
@@ -54,18 +58,38 @@ def load_service(store: Store, config: LoadConfig, report: Report) -> Loaded:
     Raises InvalidRequest, ModelNotFound, UnsupportedModel, CorruptBlock, DiskFull.
     """
     manifest = _default(store, config, report) or store.manifest(config.model)
-    span = resolve_span(manifest, config.span)
     report("load", 0, 0)
-    from paceline.engine.kv_room import KvLimits
     from paceline.engine.measure import measure, tune_threads
     from paceline.engine.memory import settle
+
+    shard = _shard(store, manifest, config)
+    report("measure", 0, 0)
+    tune_threads(shard)
+    measured = measure(shard)
+    settle()
+    return Loaded(manifest.name, manifest.revision, shard, measured)
+
+
+def load_beside(store: Store, manifest: Manifest, config: LoadConfig, like: Shard) -> Shard:
+    """A span of another revision of a model that is being served as `like`, which goes on computing meanwhile.
+
+    Not measured: it has the same layers, and a forward pass here would slow those of the sessions. Raises as
+    `load_service`.
+    """
+    shard = _shard(store, manifest, config)
+    shard.few_threads = getattr(like, "few_threads", shard.few_threads)
+    return shard
+
+
+def _shard(store: Store, manifest: Manifest, config: LoadConfig) -> TorchShard:
+    from paceline.engine.kv_room import KvLimits
     from paceline.engine.prefixes import PrefixLimits
     from paceline.engine.torch_shard import TorchShard
 
-    shard = TorchShard.load(
+    return TorchShard.load(
         store,
         manifest,
-        span,
+        resolve_span(manifest, config.span),
         device=config.device,
         dtype=config.dtype,
         threads=config.threads,
@@ -73,11 +97,6 @@ def load_service(store: Store, config: LoadConfig, report: Report) -> Loaded:
             config.kv_positions, config.kv_spilled, config.kv_folder, PrefixLimits(disk_bytes=config.prefix_bytes)
         ),
     )
-    report("measure", 0, 0)
-    tune_threads(shard)
-    measured = measure(shard)
-    settle()
-    return Loaded(manifest.name, manifest.revision, shard, measured)
 
 
 def _default(store: Store, config: LoadConfig, report: Report) -> Manifest | None:

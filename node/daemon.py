@@ -6,8 +6,10 @@ engine's thread, measured there), transport, directory, node.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -33,6 +35,7 @@ from paceline.node.node import Node
 from paceline.node.placing import Placing, PlacingConfig
 from paceline.node.services import LoadedService
 from paceline.node.spill import SpillRoom
+from paceline.node.upgrade import Upgrader
 from paceline.node.weights import Weights
 from paceline.node.weights_fetch import FetchConfig, Fetcher
 from paceline.node.weights_join import Joiner
@@ -99,7 +102,7 @@ async def serve(config: DaemonConfig, report: Report, ready: Callable[[Node], No
         node = _build(config, identity, store, engine, services)
         node.releases_refused = weights.refused
         node.fetcher = Fetcher(node.links, store, FetchConfig(bytes_per_s=config.download_bytes_per_s))
-        node.frontier = lambda: weights.frontier(it.model for it in node.table.services)
+        node.frontier = lambda: weights.frontier((it.model, it.revision) for it in node.table.services)
         nursery.start_soon(_join_and_tell, nursery, config, node, joiner, ready)
         nursery.start_soon(_leave_when, leaving, node)
         if config.crash_on_usr1:
@@ -179,6 +182,10 @@ async def _join_and_tell(
         await node.offering.announce()
         if placing is not None and config.moves:
             nursery.start_soon(placing.keep_looking)
+    if config.follow and not _is_revision(config.load.model):
+        upgrader = Upgrader(node, joiner.weights, functools.partial(joiner.beside, node))
+        node.upgrades = upgrader.account
+        nursery.start_soon(upgrader.run)
     if config.ready_file is not None:
         address = node.links.address
         members = [f"{control}/p2p/{address.peer}" for control in address.control]
@@ -187,6 +194,11 @@ async def _join_and_tell(
         partial.write_text(text)
         partial.replace(config.ready_file)
     ready(node)
+
+
+def _is_revision(model: str) -> bool:
+    """Whoever asks for a revision by its hash gets that one, whatever is released later."""
+    return re.fullmatch("[0-9a-f]{64}", model) is not None
 
 
 async def _leave_when(leaving: trio.Event, node: Node) -> None:

@@ -12,6 +12,7 @@ from functools import partial
 
 import trio
 
+from paceline.consistency.revisions import Frontier
 from paceline.node.weights_fetch import Fetcher, FetchReport
 from paceline.store.manifest import MAX_MANIFEST_BYTES, Block, Manifest, decode
 from paceline.store.releases import Releases, Signer, adopt_local, verify
@@ -50,6 +51,8 @@ class Weights:
         self.releases = releases
         self.refused: Counter[str] = Counter()
         """Releases that came by gossip and were not believed, by the error's code."""
+        self.stale: dict[str, int] = {}
+        """Peers that are behind, by releases, as of the last look."""
         self._signer = signer
         self._now = now
         self._me = me
@@ -66,6 +69,8 @@ class Weights:
     def absorb(self, offers: Iterable[Offer]) -> list[Release]:
         """Take in what nodes know of the newest releases; what is news here. What may not be believed is counted."""
         news = []
+        offers = list(offers)
+        self.stale = self._stale(offers)
         for signed in {signed for offer in offers for signed in offer.frontier}:
             if signed in self._judged:
                 continue
@@ -80,10 +85,25 @@ class Weights:
             self._judged[signed] = True
         return news
 
-    def frontier(self, names: Iterable[str]) -> tuple[SignedRelease, ...]:
-        """The newest releases of these names, for this node's own offer."""
-        found = [self.releases.newest(name) for name in dict.fromkeys(names)]
-        return tuple(it for it in found if it is not None)[:MAX_FRONTIER]
+    def _stale(self, offers: Sequence[Offer]) -> dict[str, int]:
+        """Peers that serve only revisions behind the newest known here, with how many releases they are behind."""
+        found: dict[str, int] = {}
+        names = {service.model for offer in offers for service in offer.services}
+        known = {name: Frontier.of(map(verify, self.releases.history(name))) for name in names}
+        for offer in offers:
+            for name in {service.model for service in offer.services}:
+                behind = [known[name].behind(it.revision) for it in offer.services if it.model == name]
+                lag = min((it for it in behind if it is not None), default=0)
+                if lag:
+                    found[offer.peer] = max(lag, found.get(offer.peer, 0))
+        return found
+
+    def frontier(self, served: Iterable[tuple[str, Revision]]) -> tuple[SignedRelease, ...]:
+        """For this node's own offer: the newest release of each name, and what names the revisions that it serves."""
+        served = list(dict.fromkeys(served))
+        found = [self.releases.newest(name) for name, _ in served]
+        found += [self.releases.naming(revision) for _, revision in served]
+        return tuple(dict.fromkeys(it for it in found if it is not None))[:MAX_FRONTIER]
 
     async def revision(self, which: str, offers: Offers, patience_s: float = 15.0) -> Revision:
         """As `local`, else what the swarm says. Raises UnauthorisedPublisher, ForgedManifest, ModelNotFound."""

@@ -13,7 +13,7 @@ from functools import partial
 import trio
 
 from paceline.engine import default_model
-from paceline.engine.loading import LoadConfig, Loaded, load_service, resolve_span
+from paceline.engine.loading import LoadConfig, Loaded, load_beside, load_service, resolve_span
 from paceline.node.engine_thread import Engine
 from paceline.node.grammar import Grammars
 from paceline.node.node import Node
@@ -72,6 +72,16 @@ class Joiner:
         manifest = store.manifest(revision)
         block = manifest.tokenizer
         return None if block is None else Grammars(lambda: store.path(block.digest), manifest.vocab, manifest.eos_ids)
+
+    async def beside(self, node: Node, manifest: Manifest, running: LoadedService) -> LoadedService:
+        """The same span of another revision, while `running` goes on: fetched, and loaded on another thread."""
+        assert node.fetcher is not None
+        span = running.shard.span
+        await self.weights.ensure(manifest, span, node.fetcher, node.directory.offers, self._report)
+        config = replace(self.config, model=manifest.revision.hex(), span=str(span))
+        call = partial(load_beside, self.weights.store, manifest, config, running.shard)
+        shard = await trio.to_thread.run_sync(call)
+        return LoadedService(manifest.name, manifest.revision, shard, running.measured, running.shadow)
 
     async def join(self, node: Node) -> LoadedService:
         """Fetch what the span needs through a running node's links, and load it. Raises typed errors."""

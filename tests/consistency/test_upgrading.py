@@ -1,0 +1,91 @@
+"""Node by node: who goes when, and that no layer is ever without a holder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paceline.consistency.upgrading import Holder, Move, Patience, Standing, complete, decide, replicas
+from paceline.wire.ids import Span
+
+OLD, NEW = b"o" * 32, b"n" * 32
+PATIENCE = Patience(turn_s=60.0, views_s=20.0, laggards_s=300.0)
+SPANS = [Span(0, 4), Span(4, 8), Span(8, 12)]
+
+
+def at(me: str = "a", span: Span = SPANS[0], **changes: object) -> Standing:
+    return replace(Standing(me, 12, span, OLD, NEW, has_new=False, sessions=0, known_s=0.0), **changes)  # type: ignore[arg-type]
+
+
+def held(peer: str, revision: bytes = OLD, span: Span = SPANS[0]) -> Holder:
+    return Holder(peer, revision, span)
+
+
+def test_one_goes_first_and_the_others_wait_for_it() -> None:
+    holders = [held("a"), held("b"), held("c", span=SPANS[1])]
+    assert decide(at("a"), holders, PATIENCE) is Move.TAKE
+    assert decide(at("b"), holders, PATIENCE) is Move.WAIT
+    assert decide(at("b", known_s=60.0), holders, PATIENCE) is Move.TAKE
+
+
+def test_layers_without_the_new_revision_come_before_a_second_holder() -> None:
+    holders = [held("a"), held("a", NEW), held("b"), held("c", span=SPANS[1])]
+    assert decide(at("b"), holders, PATIENCE) is Move.WAIT
+    assert decide(at("c", SPANS[1]), holders, PATIENCE) is Move.TAKE
+
+
+def test_the_old_revision_is_offered_until_everybody_has_the_new_one() -> None:
+    mine = [held("a"), held("a", NEW, Span(0, 12))]
+    assert decide(at(has_new=True), [*mine, held("b")], PATIENCE) is Move.WAIT
+    assert decide(at(has_new=True), mine, PATIENCE) is Move.QUIET
+    assert decide(at(has_new=True, known_s=300.0), [*mine, held("b")], PATIENCE) is Move.QUIET
+    assert decide(at(has_new=True, known_s=900.0), [held("a"), held("a", NEW)], PATIENCE) is Move.WAIT
+
+
+def test_it_goes_when_nobody_rides_and_no_view_shows_it() -> None:
+    for sessions, quiet_s, move in ((1, 900.0, Move.WAIT), (0, 19.0, Move.WAIT), (0, 20.0, Move.DROP)):
+        assert decide(at(has_new=True, sessions=sessions, quiet_s=quiet_s), [], PATIENCE) is move
+
+
+@settings(max_examples=25)
+@given(
+    spans=st.lists(st.sampled_from([*SPANS, Span(0, 8), Span(4, 12), Span(0, 12)]), min_size=1, max_size=7),
+    seed=st.integers(0, 10**6),
+)
+def test_a_swarm_changes_over_without_a_gap(spans: list[Span], seed: int) -> None:
+    """Random order of looks: the old or the new revision always covers what was covered; all end on the new one."""
+    nodes = {f"n{k}": {"span": span, "held": {OLD}, "quiet": None} for k, span in enumerate(spans)}
+    covered = complete(OLD, 12, [held(name, OLD, node["span"]) for name, node in nodes.items()])  # type: ignore[arg-type]
+    dice = Random(seed)
+    for now in range(0, 1800, 3):
+        name = dice.choice(sorted(nodes))
+        holders = [
+            held(other, revision, node["span"])  # type: ignore[arg-type]
+            for other, node in nodes.items()
+            for revision in sorted(node["held"])  # type: ignore[arg-type]
+            if not (revision == OLD and node["quiet"] is not None)
+        ]
+        if covered:
+            assert complete(OLD, 12, holders) or complete(NEW, 12, holders)
+        node = nodes[name]
+        if OLD not in node["held"]:  # type: ignore[operator]
+            continue
+        quiet = None if node["quiet"] is None else now - node["quiet"]  # type: ignore[operator]
+        standing = at(name, node["span"], has_new=NEW in node["held"], known_s=float(now), quiet_s=quiet)  # type: ignore[arg-type,operator]
+        match decide(standing, holders, PATIENCE):
+            case Move.TAKE:
+                node["held"].add(NEW)  # type: ignore[attr-defined]
+            case Move.QUIET:
+                node["quiet"] = now
+            case Move.DROP:
+                node["held"].discard(OLD)  # type: ignore[attr-defined]
+            case Move.WAIT:
+                pass
+    if covered:
+        assert all(node["held"] == {NEW} for node in nodes.values())
+    else:
+        assert all(NEW in node["held"] for node in nodes.values())  # type: ignore[operator]
+    assert replicas(NEW, Span(0, 1), []) == [0]
