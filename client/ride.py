@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 import trio
 
 from paceline.client.chooser import Chooser
+from paceline.client.pace import Pace, pays
 from paceline.client.swarm import Arrived, SessionEvent, Swarm
 from paceline.consistency.effects import Emit, Ended, NeedRoute, OwnerEffect, Send
 from paceline.consistency.owner import Owner, Phase
 from paceline.wire.errors import PacelineError
 from paceline.wire.ids import PeerId
-from paceline.wire.messages import TokenEvent
+from paceline.wire.messages import Stage, TokenEvent
 
 
 class Ride:
@@ -24,6 +25,7 @@ class Ride:
         self._swarm = swarm
         self._on_token = on_token
         self._ended: Ended | None = None
+        self._pace = Pace()
 
     async def run(self, lost: frozenset[PeerId] = frozenset()) -> Ended:
         """Until the session has ended. Cancelling it closes the session at every stage.
@@ -33,7 +35,7 @@ class Ride:
         async with self._swarm.subscribe(self.owner.request.session) as inbox:
             try:
                 route = await (self.chooser.without(lost) if self.owner.route else self.chooser.first())
-                await self._perform(self.owner.install(route, trio.current_time()))
+                await self._install(route)
                 while self._ended is None:
                     await self._next(inbox)
             finally:
@@ -50,6 +52,8 @@ class Ride:
             await self._perform(self.owner.tick(now))
         elif isinstance(event, Arrived):
             await self._perform(self.owner.handle(event.peer, event.message, now))
+            if isinstance(event.message, TokenEvent) and event.message.timings:
+                await self._mind_the_pace(event.message, now)
         else:
             await self._perform(self.owner.link_lost(event.peer, now))
 
@@ -75,4 +79,26 @@ class Ride:
         except PacelineError as error:
             await self._perform(self.owner.route_failed(error, trio.current_time()))
         else:
-            await self._perform(self.owner.install(route, trio.current_time()))
+            await self._install(route)
+
+    async def _install(self, route: Sequence[Stage]) -> None:
+        if self.chooser.plan is not None:
+            self._pace.begin(self.chooser.plan)
+        await self._perform(self.owner.install(route, trio.current_time()))
+
+    async def _mind_the_pace(self, token: TokenEvent, now: float) -> None:
+        """Leave a rider behind who has been slower than he offered, where a ring without him pays for the move."""
+        owner = self.owner
+        if token.epoch != owner.epoch or owner.phase is not Phase.RIDING:
+            return
+        self._pace.note(token.timings)
+        slow = self._pace.slow(now)
+        if not slow:
+            return
+        done, left = len(owner.log), owner.request.max_positions - len(owner.log)
+        self._pace.moved(now)
+        route = await self.chooser.around(slow, lambda old, new: pays(old, new, slow, self._pace.token_s(), done, left))
+        if route is not None and self.chooser.plan is not None:
+            names = ", ".join(peer[-8:] for peer in slow)
+            self._pace.begin(self.chooser.plan)
+            await self._perform(owner.migrate(route, f"slower than offered: {names}", trio.current_time()))

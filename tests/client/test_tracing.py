@@ -20,7 +20,7 @@ async def ring(swarm: ToySwarm) -> None:
 
 async def traced(swarm: ToySwarm, trace: bool) -> tuple[list[Piece], list[float]]:
     async with swarm.client() as client:
-        stream = await client.generate(PROMPT, options(max_tokens=40, trace=trace))
+        stream = await client.generate(PROMPT, options(max_tokens=40, trace=trace, avoid_stragglers=False))
         pieces = []
         while (piece := await stream.receive()) is not None:
             pieces.append(piece)
