@@ -1,8 +1,8 @@
 """Does everything finish where sessions want three times the KV that memory holds?
 
-``python -m bench.memory_kv``: (1) one shard of the whole default model: sessions whose prompts and answers take up three
-times the budget, against the same sessions with room for all of them; (2) three node processes, twelve clients at once,
-three times the budget of each node. Every session must end with the tokens that it has with room enough; what was
+``python -m bench.memory_kv``: (1) one shard of the whole default model: sessions whose prompts and answers take up
+three times the budget, against the same sessions with room for all of them; (2) three node processes, twelve clients at
+once, three times the budget of each node. Every session must end with the tokens that it has with room enough; what was
 moved to disk and back is printed. Exit status 1 otherwise.
 
 ``--part engine`` or ``--part swarm``: only that.
@@ -36,7 +36,7 @@ from paceline.wire.sampling import SamplingParams
 
 SESSIONS, PROMPT, ANSWER = 18, 96, 32
 TIMES = 3
-CLIENTS, SHORT_PROMPT, SHORT_ANSWER = 12, 64, 48
+CLIENTS, SHORT_PROMPT, SHORT_ANSWER = 12, 96, 48
 
 
 def prompts(count: int, length: int) -> list[list[int]]:
@@ -136,10 +136,11 @@ def swarm(bars: Bars, store: Store, manifest: Manifest) -> None:
     for node in status:
         service = node["services"][0]
         kv = service.get("kv", {})
+        out = f"{kv.get('moved_out', 0)} times out ({kv.get('bytes_out', 0) / 1e6:.0f} MB)"
+        back = f"{kv.get('moved_in', 0)} back ({kv.get('bytes_in', 0) / 1e6:.0f} MB)"
         print(
-            f"node of layers {service['span']}: {kv.get('moved_out', 0)} times out "
-            f"({kv.get('bytes_out', 0) / 1e6:.0f} MB), {kv.get('moved_in', 0)} back "
-            f"({kv.get('bytes_in', 0) / 1e6:.0f} MB), {kv.get('seconds', 0):.2f} s of {took:.1f}; {node['rss_bytes'] / 1e6:.0f} MB resident"
+            f"node of layers {service['span']}: {out}, {back}, {kv.get('seconds', 0):.2f} s of {took:.1f}; "
+            f"{node['rss_bytes'] / 1e6:.0f} MB resident"
         )
     same = sum(tokens == other for tokens, other in zip(found, want, strict=True))
     shown = (

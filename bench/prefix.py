@@ -23,7 +23,15 @@ from bench.common import Bars, equal_parts, machine, processes
 from paceline.client.results import Result
 from paceline.client.sync import Client
 from paceline.engine.kv import SessionKV
+from paceline.engine.kv_room import KvLimits
+from paceline.engine.measure import tune_threads
+from paceline.engine.prefixes import PrefixLimits
+from paceline.engine.shard import SampleRequest, Work
 from paceline.engine.spill import SpillFile
+from paceline.engine.torch_shard import TorchShard
+from paceline.store.manifest import Manifest
+from paceline.store.store import Store
+from paceline.wire.sampling import SamplingParams
 
 BEGINNING, QUESTION, ANSWER = 1_000, 16, 8
 BAR = 0.15
@@ -51,6 +59,37 @@ def rounds(bootstrap: tuple[str, ...], count: int) -> list[tuple[Result, Result,
             shown = ", ".join(f"{result.ttft_s * 1e3:.0f}" for result in found[-1])
             print(f"first token, ms: the first time, the second, a stranger's: {shown}", flush=True)
     return found
+
+
+def engine(bars: Bars, store: Store, manifest: Manifest, count: int = 3) -> None:
+    """The same without a network: one shard of the whole model, fed in chunks of 512 as a head is."""
+    with tempfile.TemporaryDirectory() as folder:
+        kept = KvLimits(folder=Path(folder), prefixes=PrefixLimits(disk_bytes=1 << 30))
+        shard = TorchShard.load(store, manifest, manifest.span, kv=kept)
+        tune_threads(shard)
+        draw, times = random.Random(5), list[tuple[float, float]]()
+        for _ in range(count):
+            beginning = [draw.randrange(100, 40_000) for _ in range(BEGINNING)]
+            pair = [_first_token(shard, [*beginning, *draw.choices(range(100, 40_000), k=QUESTION)]) for _ in range(2)]
+            times.append((pair[0], pair[1]))
+    first, second = (median(column) for column in zip(*times, strict=True))
+    shown = f"{second * 1e3:.0f} ms against {first * 1e3:.0f}: {100 * second / first:.1f} %"
+    bars.check(f"one shard: first token after the same {BEGINNING} tokens", second <= BAR * first, shown)
+
+
+def _first_token(shard: TorchShard, ids: list[int]) -> float:
+    shard.open("asked", len(ids) + 1)
+    shard.share("asked", b"bench")
+    began = time.perf_counter()
+    for start in range(0, len(ids), 512):
+        chunk = ids[start : start + 512]
+        end = start + len(chunk)
+        sample = SampleRequest(SamplingParams(), end) if end == len(ids) else None
+        shard.step([Work("asked", start, ids=chunk, sample=sample)])
+    took = time.perf_counter() - began
+    shard.close("asked")
+    shard.tidy()
+    return took
 
 
 def copying() -> None:

