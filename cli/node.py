@@ -92,8 +92,10 @@ def node(
     relay: Relay = None,
     home: Annotated[Path | None, typer.Option(help="Where models and identity lie.", envvar="PACELINE_HOME")] = None,
     name: Annotated[str, typer.Option(help="Which identity of this machine to use.")] = "node",
-    device: Annotated[str, typer.Option(help="torch device: cpu, cuda, cuda:1.")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="Numbers to compute in: f32, bf16 or f16.")] = "f32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto: a GPU where there is one.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="Numbers to compute in: f32, bf16, f16; auto: bf16 on a GPU, else f32.")
+    ] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads for the model; 0: all cores.")] = 0,
     kv_positions: Annotated[int, typer.Option(help="Room for KV in memory, in positions.")] = 65_536,
     kv_spilled: KvSpilled = 131_072,
@@ -141,7 +143,14 @@ def _config(given: dict[str, Any]) -> DaemonConfig:
     """The options of `node`, resolved. Imports come here, once it is settled what is left out of this process."""
     # Waiting OpenMP threads must sleep: where they spin, a busy machine decodes twenty times slower (docs/LOG.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if given["device"] == "cpu" and not given["preview"]:
+    from paceline.engine import cuda_choice
+    from paceline.wire.errors import InvalidRequest
+
+    if given["dtype"] not in ("auto", "f32", "bf16", "f16"):
+        raise InvalidRequest(f"dtype {given['dtype']!r}", cure="choose auto, f32, bf16 or f16")
+    given["device"] = cuda_choice.resolved(given["device"])
+    given["dtype"] = cuda_choice.dtype_on(given["device"], given["dtype"])
+    if given["device"] == "cpu" and not given["preview"] and "torch" not in sys.modules:
         _import_lean()
     from paceline.dht.kademlia import written_out
     from paceline.engine.loading import LoadConfig
@@ -149,10 +158,7 @@ def _config(given: dict[str, Any]) -> DaemonConfig:
     from paceline.node.config import NodeConfig
     from paceline.node.daemon import DaemonConfig
     from paceline.store.store import default_root
-    from paceline.wire.errors import InvalidRequest
 
-    if given["dtype"] not in ("f32", "bf16", "f16"):
-        raise InvalidRequest(f"dtype {given['dtype']!r}", cure="choose f32, bf16 or f16")
     home = given["home"] or default_root().parent
     same = ("ready_file", "until_stdin_closes", "shadow", "link_profile", "crash_on_usr1")
     loading = ("model", "span", "device", "dtype", "threads", "kv_positions", "kv_spilled")

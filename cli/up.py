@@ -30,7 +30,7 @@ def up(
     replicas: Annotated[int, typer.Option(help="How many nodes hold each span.", min=1, max=4)] = 1,
     home: Annotated[Path | None, typer.Option(help="Where models and identities lie.", envvar="PACELINE_HOME")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads of each node; 0: all cores.")] = 0,
-    dtype: Annotated[str, typer.Option(help="Numbers to compute in: f32, bf16 or f16.")] = "f32",
+    dtype: Annotated[str, typer.Option(help="Numbers to compute in: f32, bf16, f16 or auto.")] = "auto",
     port: Annotated[int, typer.Option(help="Port of the web page and API; 0: any free one.", min=0)] = 8080,
     demo: Annotated[bool, typer.Option("--demo", help="Stream one answer, say who did what, and stop.")] = False,
     prompt: Annotated[str, typer.Option(help="What the demo asks.")] = DEMO_PROMPT,

@@ -48,7 +48,7 @@ class DecodeGraph:
         self._logits = self._run()  # compiles
         torch.cuda.synchronize()
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool):
+        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):  # others may load weights
             self._logits = self._run()
 
     @property

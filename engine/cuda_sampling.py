@@ -59,7 +59,7 @@ def sample_batch(
 def _is_plain(request: SampleRequest) -> bool:
     params = request.params
     masked = bool(params.stop_ids) and request.index - request.prompt_length < params.min_tokens
-    return not (params.needs_history or masked or params.logprobs >= 0)
+    return not (params.needs_history or masked or params.logprobs >= 0 or request.allowed is not None)
 
 
 def draw_rows(logits: Tensor, wanted: Sequence[tuple[int, SampleRequest]]) -> list[int]:

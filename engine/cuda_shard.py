@@ -36,6 +36,8 @@ _POISON = "non-finite activations from upstream"
 _SLOTS = 512
 """Sessions at once."""
 _TILE_ROWS = 64
+_LEFT = 8
+"""Per cent of the device's memory that KV leaves free."""
 
 
 def lean_arch(manifest: Manifest, device: str) -> Arch | None:
@@ -50,7 +52,7 @@ class LeanShard:
     def __init__(self, lean: LeanSpan, shape: ModelShape, dtype: Dtype, positions: int, slots: int = _SLOTS) -> None:
         """Use `load`, or `over` for weights that stand in no store."""
         self.span, self.shape, self.dtype, self.lean = lean.span, shape, dtype, lean
-        self.numerics = f"{lean.device.type}-{dtype}-lean"
+        self.numerics = f"{lean.device.type}-{dtype}"
         self._pages = Pages(positions, slots, shape.max_context, lean.page, self._seated)
         self._graphs: dict[tuple[Span, int], DecodeGraph] = {}
         self.logits: Tensor | None = None
@@ -77,7 +79,8 @@ class LeanShard:
         context = min(family.max_context(config, manifest), manifest.max_context)
         shape = ModelShape(len(manifest.layers), manifest.hidden, manifest.vocab, context, manifest.eos_ids)
         weights = cuda_weights.load(store, manifest, arch, span, torch.device(device), DTYPES[dtype], context)
-        return cls.over(arch, weights, span, shape, dtype, kv_positions, page, slots)
+        positions = min(kv_positions, _room(arch, len(span), DTYPES[dtype], device))
+        return cls.over(arch, weights, span, shape, dtype, positions, page, slots)
 
     @classmethod
     def over(
@@ -228,6 +231,15 @@ class LeanShard:
         assert results.logits is not None
         drawn = iter(sample_batch(results.logits, results.best, results.peak, wanted))
         return [Output(work.key) if work.sample is None else _told(work.key, next(drawn)) for work in works]
+
+
+def _room(arch: Arch, layers: int, dtype: torch.dtype, device: str) -> int:
+    """Positions of KV for which the device has memory, once a part is left to steps and their graphs."""
+    if not device.startswith("cuda"):
+        return 1 << 40
+    free, whole = torch.cuda.mem_get_info(device)
+    each = 2 * layers * arch.kv_heads * arch.head * dtype.itemsize
+    return max(0, free - _LEFT * whole // 100) // each
 
 
 def _told(key: Key, sampled: Sampled | None) -> Output:

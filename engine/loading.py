@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
-from paceline.engine import default_model
+from paceline.engine import cuda_choice, default_model
 from paceline.engine.shard import Shard
 from paceline.store.manifest import Manifest
 from paceline.store.store import Store
@@ -27,8 +27,8 @@ class LoadConfig:
     """`span`: ``"all"``, ``"START:END"``, or ``"K/N"``: the K-th (from 1) of N parts of equal decode cost.
 
     `threads`: the most that a step may use, 0: all cores; decode steps use fewer where that is as fast.
-    `kv_positions`: KV in memory, in positions of the span. With a `kv_folder`, up to `kv_spilled` positions more may lie
-    in files there while others run, and up to `prefix_bytes` of what closed sessions computed.
+    `kv_positions`: KV in memory, in positions of the span. With a `kv_folder`, up to `kv_spilled` positions more may
+    lie in files there while others run, and up to `prefix_bytes` of what closed sessions computed.
     """
 
     model: str = default_model.NAME
@@ -64,7 +64,8 @@ def load_service(store: Store, config: LoadConfig, report: Report) -> Loaded:
 
     shard = _shard(store, manifest, config)
     report("measure", 0, 0)
-    tune_threads(shard)
+    if _is_torch(shard):
+        tune_threads(shard)
     measured = measure(shard)
     settle()
     return Loaded(manifest.name, manifest.revision, shard, measured)
@@ -76,12 +77,22 @@ def load_beside(store: Store, manifest: Manifest, config: LoadConfig, like: Shar
     Not measured: it has the same layers, and a forward pass here would slow those of the sessions. Raises as
     `load_service`.
     """
-    shard = _shard(store, manifest, config)
-    shard.few_threads = getattr(like, "few_threads", shard.few_threads)
+    shard = _shard(store, manifest, config, warm=False)
+    if _is_torch(shard):
+        shard.few_threads = getattr(like, "few_threads", shard.few_threads)
     return shard
 
 
-def _shard(store: Store, manifest: Manifest, config: LoadConfig) -> TorchShard:
+def _is_torch(shard: Shard) -> TypeGuard[TorchShard]:
+    return hasattr(shard, "few_threads")
+
+
+def _shard(store: Store, manifest: Manifest, config: LoadConfig, *, warm: bool = True) -> Shard:
+    """The lean shard of a GPU where the family and the machine have one, else transformers' modules."""
+    span, dtype = resolve_span(manifest, config.span), config.dtype
+    lean = cuda_choice.lean_shard(store, manifest, span, config.device, dtype, config.kv_positions, warm=warm)
+    if lean is not None:
+        return lean
     from paceline.engine.kv_room import KvLimits
     from paceline.engine.prefixes import PrefixLimits
     from paceline.engine.torch_shard import TorchShard
@@ -89,9 +100,9 @@ def _shard(store: Store, manifest: Manifest, config: LoadConfig) -> TorchShard:
     return TorchShard.load(
         store,
         manifest,
-        resolve_span(manifest, config.span),
+        span,
         device=config.device,
-        dtype=config.dtype,
+        dtype=dtype,
         threads=config.threads,
         kv=KvLimits(
             config.kv_positions, config.kv_spilled, config.kv_folder, PrefixLimits(disk_bytes=config.prefix_bytes)

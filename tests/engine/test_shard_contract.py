@@ -6,9 +6,11 @@ import itertools
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 
+from paceline.engine.cuda_shard import LeanShard
 from paceline.engine.measure import measure
 from paceline.engine.shard import Activations, Key, Output, SampleRequest, Shard, Work
 from paceline.engine.torch_shard import TorchShard
@@ -32,11 +34,18 @@ class Kit:
     poison: bytes
 
 
-@pytest.fixture(params=["toy", "torch", "torch-unpacked", "torch-bf16"])
+def lean(stored: tuple[Store, Manifest], span: Span, room: int) -> Shard:
+    """The GPU's shard, on the CPU; pages small enough that room is counted as finely as the contract asks."""
+    return LeanShard.load(*stored, span, device="cpu", dtype="f32", kv_positions=room, page=4)
+
+
+@pytest.fixture(params=["toy", "torch", "torch-unpacked", "torch-bf16", "lean"])
 def kit(request: pytest.FixtureRequest, tiny_store: tuple[Store, Manifest]) -> Kit:
     if request.param == "toy":
         model = ToyModel(layers=6, vocab=128, max_context=128)
         return Kit(lambda span, room: ToyShard(model, span, room), struct.pack("<q", -1))
+    if request.param == "lean":
+        return Kit(partial(lean, tiny_store), struct.pack("<f", float("nan")))
     packed = request.param == "torch"
     dtype: Dtype = "bf16" if request.param == "torch-bf16" else "f32"
 
