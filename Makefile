@@ -40,7 +40,7 @@ check: $(STAMP) ## Lint, format and strict types
 	@.venv/bin/mypy $(PACKAGES:%=-p paceline.%)
 
 bench: $(STAMP) ## Measure everything, write table and plots into docs/benchmarks
-	@.venv/bin/python -m bench.table
+	@.venv/bin/python -m bench.table --rounds $${ROUNDS:-5}
 
 package-test: $(STAMP) ## Build the wheel, install it into clean environments, and use both
 	@.venv/bin/python -m bench.package

@@ -24,10 +24,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import trio
@@ -95,15 +96,26 @@ class Tally:
 
 @dataclass(frozen=True)
 class Weight:
-    """A process at rest."""
+    """A process at rest. `kept`: of its files, those of the prefix cache, by the node's account; they are bounded."""
 
     rss: int
     files: int
+    kept: int = 0
+
+    @property
+    def other_files(self) -> int:
+        return self.files - self.kept
 
 
 def weigh(pid: int) -> Weight:
     process = psutil.Process(pid)
     return Weight(process.memory_info().rss, process.num_fds())
+
+
+def kept_files(service: dict[str, Any]) -> int:
+    """Files of kept prefixes: each extent that is on disk has one."""
+    kv = service["kv"]
+    return int(kv.get("prefix_extents", 0)) if kv.get("prefix_disk_bytes") else 0
 
 
 class Chaos:
@@ -238,7 +250,7 @@ class Chaos:
 
     # --- rest ---------------------------------------------------------------------------------------------------
 
-    async def rest(self, core: ClientCore) -> list[dict[str, object]]:
+    async def rest(self, core: ClientCore) -> list[dict[str, Any]]:
         """The status of all nodes once none of them holds anything, or when patience is over."""
         with trio.move_on_after(REST_S):
             while True:
@@ -250,12 +262,13 @@ class Chaos:
         await trio.sleep(3.0)
         return await core.status()
 
-    def weights(self) -> dict[str, Weight]:
-        """Every node and this client."""
+    def weights(self, status: Sequence[dict[str, Any]] = ()) -> dict[str, Weight]:
+        """Every node and this client; what is kept on purpose from `status`."""
+        kept = {node["peer"]: sum(kept_files(service) for service in node.get("services", ())) for node in status}
         found = {"client": weigh(psutil.Process().pid)}
         for node in self._swarm.nodes:
             try:
-                found[node.name] = weigh(node.process.pid)
+                found[node.name] = replace(weigh(node.process.pid), kept=kept.get(node.peer, 0))
             except psutil.Error:
                 # Just killed.
                 continue
@@ -287,8 +300,7 @@ async def run(swarm: LocalSwarm, weather: Weather, options: argparse.Namespace, 
         async with trio.open_nursery() as nursery:
             for number in range(options.workers):
                 nursery.start_soon(chaos.ask, core, -1 - number)
-        await chaos.rest(core)
-        before = chaos.weights()
+        before = chaos.weights(await chaos.rest(core))
         warm, chaos.tally = chaos.tally, Tally()
         print(f"undisturbed: {warm.shown()}", flush=True)
         began = trio.current_time()
@@ -302,7 +314,7 @@ async def run(swarm: LocalSwarm, weather: Weather, options: argparse.Namespace, 
         weather.everywhere()
         print(f"after {(trio.current_time() - began) / 60:.1f} minutes: {chaos.tally.shown()}", flush=True)
         after = await chaos.rest(core)
-        judge(bars, chaos.tally, after, before, chaos.weights())
+        judge(bars, chaos.tally, after, before, chaos.weights(after))
 
 
 async def _report(chaos: Chaos, began: float) -> None:
@@ -313,7 +325,7 @@ async def _report(chaos: Chaos, began: float) -> None:
 
 
 def judge(
-    bars: Bars, tally: Tally, status: list[dict[str, object]], before: dict[str, Weight], after: dict[str, Weight]
+    bars: Bars, tally: Tally, status: list[dict[str, Any]], before: dict[str, Weight], after: dict[str, Weight]
 ) -> None:
     """The bars. Names what went wrong."""
     for kind in ("wrong", "untyped", "hung"):
@@ -331,12 +343,17 @@ def judge(
     bars.check("sessions and journals left", not left and len(status) == len(SPANS), f"{held}")
     for name, then in sorted(before.items()):
         now = after.get(name)
-        good = now is not None and now.files <= then.files + MORE_FILES and now.rss <= then.rss * MORE_MEMORY
+        good = (
+            now is not None and now.other_files <= then.other_files + MORE_FILES and now.rss <= then.rss * MORE_MEMORY
+        )
         lived = "lived through" if name in (*NEVER_KILLED, "client") else "as restarted"
         shown = (
             "gone"
             if now is None
-            else (f"{then.rss / 1e6:.0f} → {now.rss / 1e6:.0f} MB, {then.files} → {now.files} files, {lived}")
+            else (
+                f"{then.rss / 1e6:.0f} → {now.rss / 1e6:.0f} MB, "
+                f"{then.other_files} → {now.other_files} files (and {now.kept} of kept prefixes), {lived}"
+            )
         )
         bars.check(f"memory and files of {name}", good, shown)
 
