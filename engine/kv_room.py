@@ -62,7 +62,7 @@ class Live:
         self.noted = 0
         """Blocks of the chain that the index knows."""
         self.file: SpillFile | None = None
-        self.present = True
+        self.resident = True
         self._emitted: list[tuple[int, int, memoryview]] = []
         """Start, end and rows of what was sent on: the same bytes that the journal holds."""
 
@@ -78,7 +78,7 @@ class Live:
                 self._emitted.append((start, length, data[: len(data) // (end - start) * (length - start)]))
 
     def parts(self, start: int, end: int) -> Iterator[Tensor]:
-        yield from self.kv.parts(start, end)
+        yield from self.kv.parts(start, end) if self.resident or self.file is None else self.file.parts(start, end)
         if self._emitted:
             rows = bytearray()
             for first, last, data in self._emitted:
@@ -191,7 +191,7 @@ class KvRoom:
             raise ValueError(f"crop to {length} of a KV of {live.kv.length} positions")
         live.kv.length = length
         live.crop(length)
-        if live.file is not None and live.present:
+        if live.file is not None and live.resident:
             live.file.crop(length)
         if live.chain is not None:
             self.prefixes.forget(live, live.chain.digests[length // BLOCK : live.noted])
@@ -231,17 +231,17 @@ class KvRoom:
     def kv(self, key: Key) -> SessionKV:
         """Of a session that is in memory."""
         live = self._live[key]
-        assert live.present
+        assert live.resident
         return live.kv
 
     def _need(self, live: Live, end: int) -> int:
-        if live.present:
+        if live.resident:
             return live.kv.capacity_for(end)
         return SessionKV(0, live.kv.limit).capacity_for(max(end, live.kv.length))
 
     def _move(self, turn: Turn) -> None:
         leaving = [self._live[key] for key in (self._leaving | set(turn.out)) - set(turn.run)]
-        coming = [live for live in map(self._live.__getitem__, turn.run) if not live.present]
+        coming = [live for live in map(self._live.__getitem__, turn.run) if not live.resident]
         self._leaving.clear()
         began = self._clock()
         for live in leaving:
@@ -256,7 +256,7 @@ class KvRoom:
 
     def _out(self, live: Live) -> None:
         """To its file: only what the file does not hold yet. Raises OSError."""
-        if not live.present:
+        if not live.resident:
             return
         if live.file is None:
             assert self._limits.folder is not None
@@ -267,10 +267,10 @@ class KvRoom:
             self._statistics.bytes_out += live.file.append(parts)
         self._statistics.moved_out += 1
         live.kv.drop()
-        live.present = False
+        live.resident = False
 
     def _in(self, live: Live) -> None:
-        live.present = True
+        live.resident = True
         kv, length = live.kv, live.kv.length
         kv.expected = length + 1
         for number, start, tensor in live.file.read() if live.file is not None else ():

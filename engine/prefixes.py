@@ -27,11 +27,6 @@ class Holder(Protocol):
         """Of positions ``[start, end)``."""
         ...
 
-    @property
-    def present(self) -> bool:
-        """False while its content cannot be read."""
-        ...
-
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -65,8 +60,6 @@ class PrefixStatistics:
 
 class Extent:
     """Blocks of one closed session, from position `start` on."""
-
-    present = True
 
     def __init__(self, start: int, digests: Sequence[bytes], nbytes: int) -> None:
         self.start, self.digests, self.nbytes = start, tuple(digests), nbytes
@@ -120,7 +113,7 @@ class Prefixes:
         found: list[Found] = []
         for block, digest in enumerate(digests, first):
             holder = self._index.get(digest)
-            if holder is None or not holder.present:
+            if holder is None:
                 break
             if found and found[-1].holder is holder:
                 found[-1] = Found(holder, found[-1].start, (block + 1) * BLOCK)
@@ -147,7 +140,7 @@ class Prefixes:
     def keep(self, holder: Holder, digests: Sequence[bytes]) -> None:
         """A session is about to close, with these blocks: what only it holds is kept."""
         mine = [block for block, digest in enumerate(digests) if self._index.get(digest) is holder]
-        for first, last in _runs(mine) if holder.present else ():
+        for first, last in _runs(mine):
             self._keep(first * BLOCK, digests[first : last + 1], list(holder.parts(first * BLOCK, (last + 1) * BLOCK)))
         self.forget(holder, digests)
         self._shrink()

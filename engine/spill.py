@@ -79,6 +79,15 @@ class SpillFile:
                     data, offset = data[got:], offset + got
                 yield number, run.start, tensor
 
+    def parts(self, start: int, end: int) -> Iterator[Tensor]:
+        """Positions ``[start, end)`` of each tensor, in order."""
+        found: list[list[Tensor]] = []
+        for number, first, tensor in self.read():
+            if number == len(found):
+                found.append([])
+            found[number].append(tensor[:, max(0, start - first) : max(0, end - first)])
+        yield from (torch.cat(parts, dim=1) for parts in found)
+
     def close(self) -> None:
         """Give the space back. Idempotent."""
         if self._fd >= 0:
