@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from paceline.wire.ids import PeerId
+
 HALF_LIFE_S = 60.0
 """The price halves in this time: nobody who is left alone can show that he has become quick again."""
 
@@ -19,9 +21,9 @@ class Stragglers:
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
-        self._noted: dict[str, tuple[float, float]] = {}
+        self._noted: dict[PeerId, tuple[float, float]] = {}
 
-    def note(self, slow: Mapping[str, float]) -> None:
+    def note(self, slow: Mapping[PeerId, float]) -> None:
         """Excess over the offer, seconds per token, as measured now."""
         for peer, excess_s in slow.items():
             self._noted[peer] = excess_s, self._now()
@@ -31,4 +33,4 @@ class Stragglers:
         now = self._now()
         prices = {peer: excess * 0.5 ** ((now - at) / HALF_LIFE_S) for peer, (excess, at) in self._noted.items()}
         self._noted = {peer: it for peer, it in self._noted.items() if prices[peer] >= LEAST_S}
-        return {peer: prices[peer] for peer in self._noted}
+        return {str(peer): prices[peer] for peer in self._noted}

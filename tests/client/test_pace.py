@@ -10,7 +10,7 @@ from paceline.client.pace import Pace, pays
 from paceline.client.stragglers import Stragglers
 from paceline.node.engine_thread import InlineEngine
 from paceline.routing.plan import PlannedStage, RingPlan, RingRequest
-from paceline.wire.ids import Span
+from paceline.wire.ids import PeerId, Span
 from paceline.wire.messages import PeerAddress
 from tests.swarming import ToySwarm, options, toy_swarm
 
@@ -88,7 +88,7 @@ def test_a_move_must_pay() -> None:
 def test_a_price_fades() -> None:
     clock = [0.0]
     stragglers = Stragglers(lambda: clock[0])
-    stragglers.note({"a": 0.040})
+    stragglers.note({PeerId("a"): 0.040})
     clock[0] = 60.0
     assert stragglers.excess_s() == pytest.approx({"a": 0.020})
     clock[0] = 600.0
