@@ -9,7 +9,7 @@ from statistics import median
 
 import torch
 
-from bench import gpu_check, gpu_limits, gpu_transformers
+from bench import gpu_check, gpu_families, gpu_limits, gpu_transformers
 from bench.gpu_models import config_of, known, lean_shard, random_weights
 from paceline.engine.cuda_arch import Arch
 from paceline.engine.cuda_shard import LeanShard
@@ -168,6 +168,7 @@ def run(options: argparse.Namespace) -> int:
     products = gpu_limits.matmul_rate()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, bf16 products {products / 1e12:.0f} TFLOP/s")
     print(f"reading: {line}", flush=True)
+    gpu_families.check(bars.judge)
     gpu_check.check(options.shape, bars.judge)
     config = config_of(options.shape)
     weights = random_weights(config)
