@@ -1,6 +1,6 @@
 """Does a node that nobody can dial serve, and what does its relay cost? Needs root, `ip` and Linux's namespaces.
 
-``python -m bench.relay [--tokens 64] [--rounds 3]``: two network namespaces, each joined to this machine by a cable of
+``python -m bench.relay [--tokens 48] [--rounds 3]``: two network namespaces, each joined to this machine by a cable of
 its own and to nothing else; packets are not forwarded between them. A meeting point here carries circuits
 (`paceline bootstrap --relay`). The first third of the model is served here; the second and the last are served in the
 two namespaces, by nodes that open no port (`paceline node --relay`). The frames from one to the other, the tokens
@@ -135,7 +135,7 @@ def answers(client: Client, tokens: int) -> tuple[list[list[int]], float, float]
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     if os.geteuid():
@@ -157,6 +157,7 @@ def main() -> int:
             speeds["loopback"].append((figures[0], figures[1]))
             got, *figures = answers(far, options.tokens)
             speeds["relayed"].append((figures[0], figures[1]))
+            print(f"round: {speeds['loopback'][-1][0]:.1f}, {speeds['relayed'][-1][0]:.1f} tokens/s", flush=True)
             equal, asked = equal + sum(a == b for a, b in zip(want, got, strict=True)), asked + len(want)
         kinds = {node["agent"]: node["transport"] for node in far.status()}
     for kind, figures_of in speeds.items():
