@@ -18,10 +18,17 @@ takes part (bench.local, bench.prefix and bench.memory_kv have the swarm's side)
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__" and any(option.partition("=")[0] == "--shape" for option in sys.argv):
+    # A GPU machine need not have what the CPU part wants (a swarm's network).
+    from bench import engine_gpu
+
+    sys.exit(engine_gpu.main())
+
 import argparse
 import os
 import subprocess
-import sys
 import time
 from typing import Protocol, get_args
 
@@ -177,11 +184,6 @@ def _let_waiting_threads_sleep() -> None:
         os.execv(sys.executable, [sys.executable, "-m", "bench.engine", *sys.argv[1:]])
 
 
-def _wants_gpu(arguments: list[str]) -> bool:
-    """`--shape` names a shape with random weights: the GPU part (bench.engine_gpu)."""
-    return any(argument == "--shape" or argument.startswith("--shape=") for argument in arguments)
-
-
 def show_spans(manifest: Manifest, threads: int) -> None:
     """Each span in a process of its own, packed and mapped."""
     for span in (*suggest_split(manifest, 3), Span(0, 10), Span(10, 20), Span(20, 30)):
@@ -191,10 +193,6 @@ def show_spans(manifest: Manifest, threads: int) -> None:
 
 
 def main() -> int:
-    if _wants_gpu(sys.argv[1:]):
-        from bench import engine_gpu
-
-        return engine_gpu.main()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="speed,prefix,kv,context", help="parts, joined by commas")
     parser.add_argument("--rounds", type=int, default=4)
