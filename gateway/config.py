@@ -29,6 +29,8 @@ class ApiKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tokens_per_minute: Limit = 0
     tokens_per_day: Limit = 0
     concurrent: Limit = 0
+    answer_tokens: Limit = 0
+    """The longest answer."""
 
     @property
     def digest(self) -> str:
@@ -44,7 +46,8 @@ class _KeysFile(Struct, frozen=True, forbid_unknown_fields=True):
 class GatewayConfig:
     """`port` 0: any free one. `keys` empty: no key is asked for. `ring_wait_s`: how long a request waits for a ring
     that has holes. A cut-off stream can be resumed for `resume_s`; `resumable` of them are remembered.
-    `default_tokens`: the length of an answer whose request names none.
+    `default_tokens`: the length of an answer whose request names none. `running`: so many answers at once; others wait,
+    by service tier.
     """
 
     host: str = "127.0.0.1"
@@ -56,6 +59,7 @@ class GatewayConfig:
     swarm_cache_s: float = 1.0
     resume_s: float = 300.0
     resumable: int = 256
+    running: int = 256
 
 
 def load_keys(path: Path) -> tuple[ApiKey, ...]:

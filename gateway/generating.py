@@ -24,6 +24,7 @@ from paceline.gateway.delivery import Delivery, Job
 from paceline.gateway.errors import BadField, NotHere
 from paceline.gateway.gate import Gate
 from paceline.gateway.grammars import told_in_words
+from paceline.gateway.line import Line, Tier
 from paceline.gateway.metrics import Metrics, Watch
 from paceline.gateway.quota import Meter
 from paceline.gateway.replies import ResponsesReply
@@ -52,6 +53,7 @@ class Ask:
     writer: MakeWriter
     streamed: bool
     events: bool
+    tier: Tier
 
 
 class Generating:
@@ -73,6 +75,7 @@ class Generating:
         self._metrics = metrics
         self._spans = spans
         self._shelf = Shelf(config.resumable, config.resume_s)
+        self._line = Line(config.running)
 
     # --- endpoints ----------------------------------------------------------------------------------------------
 
@@ -96,7 +99,13 @@ class Generating:
     async def _answered(self, request: Request, prepare: Callable[[Request], Awaitable[Ask]]) -> Response:
         began = trio.current_time()
         with self._admitted(request) as meter:
-            return await self._started(await prepare(request), meter, began, request.headers)
+            ask = await prepare(request)
+            await self._line.take(ask.tier)
+            with ExitStack() as stack:
+                stack.callback(self._line.leave)
+                response = await self._started(ask, meter, began, request.headers)
+                stack.pop_all()
+            return response
 
     @contextmanager
     def _admitted(self, request: Request) -> Iterator[Meter]:
@@ -131,6 +140,7 @@ class Generating:
             ),
             streamed=bool(body.stream),
             events=body.paceline_events,
+            tier=body.service_tier or "auto",
         )
 
     async def _completions(self, request: Request) -> Ask:
@@ -152,6 +162,7 @@ class Generating:
             ),
             streamed=bool(body.stream),
             events=body.paceline_events,
+            tier=body.service_tier or "auto",
         )
 
     async def _echo(self, body: CompletionRequest, prompt: str | list[int]) -> str:
@@ -171,6 +182,7 @@ class Generating:
             writer=partial(_responses_writer, body, options),
             streamed=bool(body.stream),
             events=body.paceline_events,
+            tier=body.service_tier or "auto",
         )
 
     # --- running it ---------------------------------------------------------------------------------------------
@@ -179,8 +191,9 @@ class Generating:
         sources: list[LiveSource] = []
         with ExitStack() as stack:
             for start, options in ask.starts:
-                traced = replace(options, trace=options.trace or self._spans is not None)
-                sources.append(LiveSource(await start(traced)))
+                most = min(options.max_tokens, meter.key.answer_tokens or options.max_tokens)
+                traced = options.trace or self._spans is not None
+                sources.append(LiveSource(await start(replace(options, max_tokens=most, trace=traced))))
                 stack.callback(sources[-1].cancel)
             stack.pop_all()
         head = self._head(ask, sources[0])
@@ -191,7 +204,7 @@ class Generating:
             job.numbered = True
             job.extra = {"x-paceline-stream": head.id}
         told = [self._spans.begin(headers, each.result(), ask.endpoint) for each in sources] if self._spans else []
-        return self._delivered(job, meter, began, head.id, kept, told)
+        return self._delivered(job, meter, began, head.id, kept, told, self._line.leave)
 
     def _keep(self, ask: Ask, head: Head, source: LiveSource, meter: Meter) -> Kept:
         kept = Kept(
@@ -206,7 +219,14 @@ class Generating:
         return kept
 
     def _delivered(
-        self, job: Job, meter: Meter, began: float, name: str, kept: Kept | None, told: Sequence[Answer] = ()
+        self,
+        job: Job,
+        meter: Meter,
+        began: float,
+        name: str,
+        kept: Kept | None,
+        told: Sequence[Answer] = (),
+        leave: Callable[[], None] = lambda: None,
     ) -> Response:
         watch = Watch(self._metrics, began, len(job.sources), replayed=len(kept.pieces) if kept else 0)
 
@@ -218,6 +238,7 @@ class Generating:
                 told[choice].piece(piece, job.sources[choice].stages)
 
         def on_over(job: Job) -> None:
+            leave()
             results = [source.result() for source in job.sources]
             watch.over(results, job.error, complete=job.complete)
             meter.done(sum(result.prompt_tokens for result in results) + watch.tokens, trio.current_time())

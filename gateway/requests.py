@@ -15,6 +15,7 @@ from msgspec import Meta, Struct
 from paceline.client.options import GenerateOptions
 from paceline.gateway.errors import BadField
 from paceline.gateway.grammars import of_schema, of_tools
+from paceline.gateway.line import Tier
 from paceline.wire.limits import MAX_CONTEXT, MAX_TOP_LOGPROBS, MAX_VOCAB
 
 Tokens = Annotated[int, Meta(ge=1, le=MAX_CONTEXT)]
@@ -63,11 +64,14 @@ class Common(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     min_tokens: Annotated[int, Meta(ge=0, le=MAX_CONTEXT)] = 0
     ignore_eos: bool = False
     paceline_events: bool = False
+    paceline_consistency: Annotated[str, Meta(max_length=128)] = "available"
+    """available, strong, bounded(k) or pinned(revision): docs/revisions.md."""
+    service_tier: Tier | None = None
+    """Who goes first where the gateway is full: priority before default before flex."""
     user: str | None = None
-    """Ignored, as are the next four."""
+    """Ignored, as are the next three."""
     metadata: dict[str, Any] | None = None
     store: bool | None = None
-    service_tier: str | None = None
     safety_identifier: str | None = None
 
 
@@ -308,6 +312,7 @@ def _options(
         min_tokens=request.min_tokens,
         ignore_eos=request.ignore_eos,
         grammar=grammar,
+        consistency=request.paceline_consistency,
         timeout_s=wait_s,
         **values,
     )
