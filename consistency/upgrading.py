@@ -47,8 +47,8 @@ class Holder:
 class Standing:
     """A node's own old service, and how it stands with the new one. Times in seconds.
 
-    `sessions`: that ride the old one here. `known_s`: since the newer release is known here. `quiet_s`: since the old
-    one is no longer offered, None while it is.
+    `sessions`: that ride the old one here. `known_s`: since the newer release is known here. `last_s`: since another
+    node was first seen to hold it. `quiet_s`: since the old one is no longer offered, None while it is.
     """
 
     me: str
@@ -59,15 +59,18 @@ class Standing:
     has_new: bool
     sessions: int
     known_s: float
+    last_s: float = float("inf")
     quiet_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """`turn_s`: how long each node that comes first is waited for. `views_s`: until no view shows what is no longer
-    offered. `laggards_s`: how long old holders without the new revision are waited for once a ring of it is complete.
+    """`pace_s`: between two nodes' loads, which cost sessions speed. `turn_s`: how long each node that comes first is
+    waited for. `views_s`: until no view shows what is no longer offered. `laggards_s`: how long old holders without the
+    new revision are waited for once a ring of it is complete.
     """
 
+    pace_s: float = 3.0
     turn_s: float = 60.0
     views_s: float = 20.0
     laggards_s: float = 300.0
@@ -78,7 +81,8 @@ def decide(at: Standing, holders: Sequence[Holder], patience: Patience) -> Move:
     if at.quiet_s is not None:
         return Move.DROP if at.sessions == 0 and at.quiet_s >= patience.views_s else Move.WAIT
     if not at.has_new:
-        return Move.TAKE if at.known_s >= patience.turn_s * _ahead(at, holders) else Move.WAIT
+        its_turn = at.known_s >= patience.turn_s * _ahead(at, holders) and at.last_s >= patience.pace_s
+        return Move.TAKE if its_turn else Move.WAIT
     if not complete(at.new, at.layers, holders):
         return Move.WAIT
     behind = _without(at, holders)

@@ -40,6 +40,9 @@ class _Seen:
 
     known_at: float
     not_before: float = 0.0
+    holders: set[str] = field(default_factory=set)
+    last_at: float = float("-inf")
+    """When a holder of it was first seen, most recently."""
 
 
 class Upgrader:
@@ -71,7 +74,12 @@ class Upgrader:
         if new is None or new == service.revision or self._node.table.draining:
             return
         seen = self._seen.setdefault(new, _Seen(trio.current_time()))
-        move = decide(self._standing(service, new, seen), _holders(offers, service.model), self._config.patience)
+        holders = _holders(offers, service.model)
+        fresh = {it.peer for it in holders if it.revision == new} - seen.holders
+        if fresh:
+            seen.holders |= fresh
+            seen.last_at = trio.current_time()
+        move = decide(self._standing(service, new, seen), holders, self._config.patience)
         if move is Move.TAKE and trio.current_time() >= seen.not_before:
             await self._take(service, new, seen)
         elif move is Move.QUIET:
@@ -94,6 +102,7 @@ class Upgrader:
             has_new=any(it.revision == new and it.shard.span.covers(span) for it in node.table.services),
             sessions=node.table.of_service(service),
             known_s=now - seen.known_at,
+            last_s=now - seen.last_at,
             quiet_s=None if since is None else now - since,
         )
 

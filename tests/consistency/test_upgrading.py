@@ -31,6 +31,12 @@ def test_one_goes_first_and_the_others_wait_for_it() -> None:
     assert decide(at("b", known_s=60.0), holders, PATIENCE) is Move.TAKE
 
 
+def test_two_do_not_load_in_quick_succession() -> None:
+    holders = [held("a"), held("b"), held("b", NEW)]
+    assert decide(at("a", last_s=2.9), holders, PATIENCE) is Move.WAIT
+    assert decide(at("a", last_s=3.0), holders, PATIENCE) is Move.TAKE
+
+
 def test_layers_without_the_new_revision_come_before_a_second_holder() -> None:
     holders = [held("a"), held("a", NEW), held("b"), held("c", span=SPANS[1])]
     assert decide(at("b"), holders, PATIENCE) is Move.WAIT

@@ -1,0 +1,182 @@
+"""``python -m paceline.sim.revisions``: levels and upgrades under partitions and stale nodes, many seeds.
+
+``--runs N --seed FIRST --jobs J`` simulates; ``--replay SEED`` tells one run; ``--mutations`` breaks rules on purpose
+and prints the seed that catches each. Exits non-zero where a promise was broken, or a mutation survived.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from multiprocessing import Pool
+from typing import Any
+
+from paceline.consistency import revisions, upgrading
+from paceline.consistency.revisions import Frontier, Level
+from paceline.consistency.upgrading import Move, Standing
+from paceline.sim.chance import Chance
+from paceline.sim.mutations import CAUGHT, MUTATIONS, Mutation
+from paceline.sim.revisions_world import Swarm
+
+_choose, _decide = revisions.choose, upgrading.decide
+
+
+def simulate(seed: int, trace: Any = None) -> Swarm:
+    """One run. Raises Broken, or what the machines raise themselves."""
+    swarm = Swarm(Chance(seed), trace)
+    swarm.run()
+    return swarm
+
+
+@dataclass
+class Tally:
+    """What many runs did."""
+
+    runs: int = 0
+    events: int = 0
+    answered: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    failed: list[tuple[int, str]] = field(default_factory=list)
+
+    def add(self, other: Tally) -> None:
+        """Both together."""
+        self.runs += other.runs
+        self.events += other.events
+        self.answered += other.answered
+        self.refused += other.refused
+        self.failed += other.failed
+
+
+def run_seeds(seeds: range) -> Tally:
+    """Many seeds; the first few that fail are told."""
+    tally = Tally()
+    for seed in seeds:
+        tally.runs += 1
+        try:
+            swarm = simulate(seed)
+        except (AssertionError, ValueError, LookupError, AttributeError, TypeError) as error:
+            tally.failed.append((seed, f"{type(error).__name__}: {error}"))
+            if len(tally.failed) >= 5:
+                break
+            continue
+        tally.events += swarm.events
+        tally.answered.update(swarm.answered)
+        tally.refused.update(swarm.refused)
+    return tally
+
+
+# --- rules broken on purpose --------------------------------------------------------------------------------
+
+
+def _strong_takes_what_is_served(level: Level, frontier: Frontier, complete: Any) -> bytes:
+    return _choose(Level() if level.kind == "strong" else level, frontier, complete)
+
+
+def _bounded_counts_wrong(level: Level, frontier: Frontier, complete: Any) -> bytes:
+    return _choose(replace(level, k=level.k + 1) if level.kind == "bounded" else level, frontier, complete)
+
+
+def _pinned_falls_back(level: Level, frontier: Frontier, complete: Any) -> bytes:
+    if level.kind == "pinned" and level.revision not in complete:
+        level = Level()
+    return _choose(level, frontier, complete)
+
+
+def _any_is_newest(level: Level, frontier: Frontier, complete: Any) -> bytes:
+    found = _choose(level, frontier, complete)
+    return complete[0] if level.kind == "available" else found
+
+
+def _last_heard_wins(self: Frontier, other: Frontier) -> Frontier:
+    return Frontier({**self.ranks, **{name: (0, b"") for name in self.ranks if other.ranks}, **other.ranks})
+
+
+def _drops_under_riders(at: Standing, holders: Any, patience: Any) -> Move:
+    return _decide(replace(at, sessions=0), holders, patience)
+
+
+def _drops_at_once(at: Standing, holders: Any, patience: Any) -> Move:
+    return _decide(at, holders, replace(patience, views_s=0.0))
+
+
+def _quiet_before_others(at: Standing, holders: Any, patience: Any) -> Move:
+    return Move.QUIET if at.has_new and at.quiet_s is None else _decide(at, holders, patience)
+
+
+def _never_takes(at: Standing, holders: Any, patience: Any) -> Move:
+    found = _decide(at, holders, patience)
+    return Move.WAIT if found is Move.TAKE else found
+
+
+BROKEN_RULES = (
+    replace(
+        next(it for it in MUTATIONS if it.name == "accept another revision"), name="accept a frame of another revision"
+    ),
+    Mutation("strong takes what is served", ((revisions, "choose", _strong_takes_what_is_served),)),
+    Mutation("bounded allows one more", ((revisions, "choose", _bounded_counts_wrong),)),
+    Mutation("pinned falls back", ((revisions, "choose", _pinned_falls_back),)),
+    Mutation("available takes any complete ring", ((revisions, "choose", _any_is_newest),)),
+    Mutation("the last release that was heard wins", ((Frontier, "merge", _last_heard_wins),)),
+    Mutation("a node drops what sessions ride", ((upgrading, "decide", _drops_under_riders),)),
+    Mutation("a node drops what views still show", ((upgrading, "decide", _drops_at_once),)),
+    Mutation("a node is quiet before others have the new one", ((upgrading, "decide", _quiet_before_others),)),
+    Mutation("nobody takes a new release up", ((upgrading, "decide", _never_takes),)),
+)
+
+
+def catch(mutation: Mutation, first: int, runs: int) -> tuple[int, str] | None:
+    """The first seed that catches it, and how; None where it survives."""
+    with mutation.applied():
+        for seed in range(first, first + runs):
+            try:
+                simulate(seed)
+            except CAUGHT as error:
+                return seed, f"{type(error).__name__}: {error}"
+    return None
+
+
+def mutations_command(first: int, runs: int) -> int:
+    """Print the seed that catches each. Non-zero where one survives."""
+    survived = 0
+    for mutation in BROKEN_RULES:
+        found = catch(mutation, first, runs)
+        survived += found is None
+        how = f"caught by seed {found[0]}: {found[1][:110]}" if found else f"SURVIVED {runs} seeds"
+        print(f"{mutation.name:48} {how}", flush=True)
+    print(f"{len(BROKEN_RULES) - survived} of {len(BROKEN_RULES)} mutations caught")
+    return 1 if survived else 0
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m paceline.sim.revisions", description=__doc__)
+    parser.add_argument("--seed", type=int, default=0, help="first seed")
+    parser.add_argument("--runs", type=int, default=500)
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--replay", type=int, metavar="SEED", help="run one seed and tell what happens")
+    parser.add_argument("--mutations", action="store_true", help="break the rules on purpose; each must be caught")
+    options = parser.parse_args()
+    if options.replay is not None:
+        swarm = simulate(options.replay, lambda now, text: print(f"{now:8.3f}  {text}"))
+        print(f"answered {swarm.answered}, refused {swarm.refused}")
+        return 0
+    if options.mutations:
+        return mutations_command(options.seed, options.runs)
+    total = Tally()
+    last = options.seed + options.runs
+    batches = [range(first, min(first + 50, last)) for first in range(options.seed, last, 50)]
+    with Pool(options.jobs) as pool:
+        for tally in pool.imap_unordered(run_seeds, batches):
+            total.add(tally)
+    for failed, why in sorted(total.failed):
+        print(f"FAILED {why}\n  python -m paceline.sim.revisions --replay {failed}")
+    print(f"{total.runs} runs, {total.events} events, {len(total.failed)} violations")
+    print("answered: " + ", ".join(f"{name} {count}" for name, count in total.answered.most_common()))
+    print("refused: " + ", ".join(f"{name} {count}" for name, count in total.refused.most_common()))
+    return 1 if total.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
