@@ -6,12 +6,13 @@ Knows which services a request may ride. Refuses to know which of them are fast.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from paceline.routing.cost import StageCosts
 from paceline.routing.plan import RingRequest
-from paceline.routing.problem import Problem
+from paceline.routing.problem import Problem, cut_out
 from paceline.routing.view import Bools, ServiceTable, SwarmView
 from paceline.wire.errors import NoRoute
 
@@ -31,9 +32,18 @@ def eligible(view: SwarmView, request: RingRequest, needed: Bools | None = None)
         "no live offer holds",
         "start a node that serves these layers, or wait for one to join",
     )
-    for allowed, fault, cure in _constraints(table, request):
+    for allowed, fault, cure in _constraints(view, table, request):
         rows = rows & allowed
         _require(view, request, rows, needed, fault, cure)
+    if request.ends is not None:
+        _require(
+            view,
+            request,
+            rows & _of_peers(table, request.ends),
+            _outermost(table.layers) if needed is None else _outermost(table.layers) & needed,
+            "nobody who may hold the ends holds",
+            "start a node of your own with the first and the last layers",
+        )
     return rows
 
 
@@ -62,7 +72,7 @@ def problem_of(view: SwarmView, request: RingRequest, costs: StageCosts, rows: B
     """The bare numbers for the chosen rows."""
     table = view.table(request.revision)
     at = np.flatnonzero(rows)
-    return Problem(
+    problem = Problem(
         layers=table.layers,
         row=at,
         peer=table.peer[at],
@@ -75,27 +85,49 @@ def problem_of(view: SwarmView, request: RingRequest, costs: StageCosts, rows: B
         latency=view.latency,
         max_stages=request.max_stages,
     )
+    if request.ends is not None:
+        problem = replace(problem, twice=frozenset(view.peer_index[p] for p in request.ends if p in view.peer_index))
+        others = ~np.isin(problem.peer, list(problem.twice))
+        problem = cut_out(problem, others, 0, 1)
+        others = ~np.isin(problem.peer, list(problem.twice))
+        problem = cut_out(problem, others, table.layers - 1, table.layers)
+    return problem
 
 
-def _constraints(table: ServiceTable, request: RingRequest) -> Iterator[tuple[Bools, str, str]]:
+def _of_peers(table: ServiceTable, peers: frozenset[str]) -> Bools:
+    return np.array([address.peer in peers for address in table.addresses], dtype=bool)
+
+
+def _outermost(layers: int) -> Bools:
+    at = np.arange(layers)
+    ends: Bools = (at == 0) | (at == layers - 1)
+    return ends
+
+
+def _constraints(view: SwarmView, table: ServiceTable, request: RingRequest) -> Iterator[tuple[Bools, str, str]]:
     yield (
         table.serving,
         "only joining or draining nodes hold",
         "wait until a joining node is ready, or start another",
     )
-    peers = np.array([address.peer for address in table.addresses], dtype=object)
     if request.trusted is not None:
-        trusted = request.trusted
         yield (
-            np.array([peer in trusted for peer in peers], dtype=bool),
+            _of_peers(table, request.trusted),
             "no trusted peer holds",
             "trust more peers, or start a node of your own for these layers",
         )
     if request.excluded:
         yield (
-            np.array([peer not in request.excluded for peer in peers], dtype=bool),
+            ~_of_peers(table, request.excluded),
             "only excluded or lost peers hold",
             "allow one of the excluded peers again, or wait for a replacement",
+        )
+    if request.regions is not None:
+        regions = request.regions
+        yield (
+            np.array([view.offers[at].region in regions for at in table.peer], dtype=bool),
+            f"no peer in {' or '.join(sorted(regions)) or 'no region'} holds",
+            "allow more regions, or start a node there",
         )
     yield (
         table.max_context >= request.positions,

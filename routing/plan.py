@@ -21,7 +21,9 @@ class RingRequest:
 
     `positions`: KV the session will need, prompt and answer together. `numerics`: the class the ring must have; None
     takes the cheapest single class; `mix_numerics` allows stages of different classes, which gives up bit-exact
-    repair. `trusted`: the only peers allowed, None for all. `chunk`: positions per prefill frame.
+    repair. `trusted`: the only peers allowed, None for all. `regions`: the only regions allowed, as nodes' owners name
+    them. `ends`: the only peers that may hold the first and the last layer, so that nobody else sees a token; one of
+    them may ride twice, at both ends. `chunk`: positions per prefill frame.
     """
 
     revision: bytes
@@ -31,6 +33,8 @@ class RingRequest:
     mix_numerics: bool = False
     trusted: frozenset[str] | None = None
     excluded: frozenset[str] = frozenset()
+    regions: frozenset[str] | None = None
+    ends: frozenset[str] | None = None
     max_stages: int = limits.MAX_STAGES
     chunk: int = 512
     terms: CostTerms = field(default_factory=CostTerms)

@@ -59,6 +59,8 @@ class Problem:
     upload: Floats
     latency: LatencyMap
     max_stages: int
+    twice: frozenset[int] = frozenset()
+    """Peers that may ride twice: at the beginning of the ring and at its end."""
 
     def __len__(self) -> int:
         return len(self.row)
@@ -245,7 +247,8 @@ def ride_once(
 
     Best-first branch and bound. Where the relaxed optimum lets peer p run layers x < y but not some z between, every
     lawful ring either keeps p off x, or keeps p off y, or gives p all of ``[x, y]``: three smaller problems, none of
-    which admits the unlawful ring again. The first lawful ring to be taken from the queue is the optimum, since the
+    which admits the unlawful ring again. One that may ride at both ends has a fourth way: all layers up to x, and all
+    from y on. The first lawful ring to be taken from the queue is the optimum, since the
     queue is ordered by lower bounds. Each branch removes at least one (peer, layer) pair, so it ends.
     """
     tie = count()
@@ -257,7 +260,10 @@ def ride_once(
         if clash is None:
             return Solution(cost, tuple((int(current.row[i]), a, b) for i, a, b in found.legs))
         peer, x, y = clash
-        for child in (_without(current, peer, x), _without(current, peer, y), _only(current, peer, x, y)):
+        children = [_without(current, peer, x), _without(current, peer, y), _only(current, peer, x, y)]
+        if peer in problem.twice:
+            children.append(_only(_only(current, peer, 0, x), peer, y, problem.layers - 1))
+        for child in children:
             solution = relaxed(child, cutoff)
             if solution is not None:
                 heapq.heappush(queue, (solution.cost, next(tie), child, solution))
@@ -266,14 +272,19 @@ def ride_once(
 
 def _clash(problem: Problem, legs: tuple[Leg, ...]) -> tuple[int, int, int] | None:
     """A peer with two separate parts: ``(peer, last layer of the first part, first layer of the second)``."""
-    last_layer: dict[int, int] = {}
+    parts: dict[int, list[list[int]]] = {}
     previous = -1
     for i, start, end in legs:
         peer = int(problem.peer[i])
-        if peer != previous and peer in last_layer:
-            return peer, last_layer[peer], start
-        last_layer[peer] = end - 1
+        if peer == previous:
+            parts[peer][-1][1] = end
+        else:
+            parts.setdefault(peer, []).append([start, end])
         previous = peer
+    for peer, its in parts.items():
+        both_ends = len(its) == 2 and its[0][0] == 0 and its[1][1] == problem.layers
+        if len(its) > 1 and not (both_ends and peer in problem.twice):
+            return peer, its[0][1] - 1, its[1][0]
     return None
 
 

@@ -87,8 +87,11 @@ def rtt_s(offers: tuple[Offer, ...], a: str, b: str) -> float:
 Part = tuple[str, Service, int, int]
 
 
-def rings(offers: tuple[Offer, ...], layers: int) -> Iterator[tuple[Part, ...]]:
-    """Every ring of one numerics class in which a peer's parts are consecutive. Exponential, and obviously complete."""
+def rings(offers: tuple[Offer, ...], layers: int, ends: frozenset[str] | None = None) -> Iterator[tuple[Part, ...]]:
+    """Every ring of one numerics class in which a peer's parts are consecutive. Exponential, and obviously complete.
+
+    `ends`: only these hold the first and the last layer, and one of them may come again to end the ring it began.
+    """
     parts = [
         (o.peer, s, start, end)
         for o in offers
@@ -104,6 +107,11 @@ def rings(offers: tuple[Offer, ...], layers: int) -> Iterator[tuple[Part, ...]]:
         for part in parts:
             riders = [p[0] for p in done]
             lawful = part[0] not in riders or riders[-1] == part[0]
+            if ends is not None:
+                back = bool(riders) and riders[-1] == riders[0] and len(set(riders)) > 1
+                lawful = (lawful and not back) or (part[0] in ends and bool(riders) and part[0] == riders[0])
+                outer = (part[2] == 0 or part[3] == layers) and part[0] not in ends
+                lawful = lawful and not outer
             if part[2] == at and lawful and (not done or done[0][1].numerics == part[1].numerics):
                 yield from grow((*done, part), part[3])
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from paceline.routing.cost import CostTerms
 from paceline.routing.ring import RingPlan, RingRequest, cheapest_ring, explain, runner_up
@@ -61,6 +62,49 @@ def test_regret_is_zero_under_a_stage_limit(offers: tuple[Offer, ...], limit: in
     lawful(plan)
     assert len(plan.stages) <= limit
     assert plan.token_s == pytest.approx(min(costs), abs=1e-12)
+
+
+@settings(max_examples=400, deadline=None)
+@given(swarms(max_layers=5, max_peers=5) | swarms(max_layers=5, max_peers=4, close=True), st.data())
+def test_regret_is_zero_with_the_ends_in_certain_hands(offers: tuple[Offer, ...], data: st.DataObject) -> None:
+    layers = offers[0].services[0].layers
+    ends = frozenset(data.draw(st.lists(st.sampled_from([o.peer for o in offers]), min_size=1, max_size=2)))
+    costs = [ring_s(offers, ring) for ring in rings(offers, layers, ends)]
+    request = replace(REQUEST, ends=ends)
+    if not costs:
+        with pytest.raises(NoRoute):
+            cheapest_ring(view_of(*offers), request)
+        return
+    plan = cheapest_ring(view_of(*offers), request)
+    assert plan.token_s == pytest.approx(min(costs), abs=1e-12)
+    assert {plan.peers[0], plan.peers[-1]} <= ends
+
+
+@settings(max_examples=300, deadline=None)
+@given(swarms(max_layers=5, max_peers=5), st.data())
+def test_regret_is_zero_under_every_other_constraint(offers: tuple[Offer, ...], data: st.DataObject) -> None:
+    layers = offers[0].services[0].layers
+    names = st.frozensets(st.sampled_from([o.peer for o in offers]))
+    offers = tuple(structs.replace(o, region=data.draw(st.sampled_from(["here", "there"]))) for o in offers)
+    request = replace(
+        REQUEST,
+        trusted=data.draw(st.none() | names),
+        excluded=data.draw(st.just(frozenset()) | names),
+        regions=data.draw(st.none() | st.just(frozenset({"here"}))),
+        numerics=data.draw(st.sampled_from([None, "a", "b"])),
+    )
+    regions, trusted = request.regions or {"here", "there"}, request.trusted
+    fits = {o.peer for o in offers if o.region in regions and (trusted is None or o.peer in trusted)} - request.excluded
+    costs = [
+        ring_s(offers, ring)
+        for ring in rings(offers, layers)
+        if {p[0] for p in ring} <= fits and request.numerics in (None, ring[0][1].numerics)
+    ]
+    if not costs:
+        with pytest.raises(NoRoute):
+            cheapest_ring(view_of(*offers), request)
+        return
+    assert cheapest_ring(view_of(*offers), request).token_s == pytest.approx(min(costs), abs=1e-12)
 
 
 def test_a_slow_peer_with_everything_and_a_fast_neighbour_do_not_make_a_peer_ride_twice() -> None:
