@@ -37,9 +37,8 @@ import torch
 
 from bench.common import Bars, default_manifest, machine
 from bench.parity_shards import reference_model
-from paceline.engine.linear import Weights
 from paceline.engine.measure import measure, tune_threads
-from paceline.engine.shard import SampleRequest, Work
+from paceline.engine.shard import SampleRequest, Weights, Work
 from paceline.engine.split import suggest_split
 from paceline.engine.torch_shard import TorchShard
 from paceline.store.manifest import Manifest

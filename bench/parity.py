@@ -2,7 +2,8 @@
 
 ``python -m bench.parity``: (1) greedy tokens of real node processes, in splits of 1, 2, 3 and 5, equal transformers'
 `generate()` in float32, for 20 prompts × 64 tokens; (2) tiny random models of every certified family, split in 3,
-give the logits of the whole model (bench.parity_shards); (3) a family that is not certified is refused, typed.
+give the logits of the whole model (bench.parity_shards); (3) a family that is not certified is refused, typed;
+(4) the same tokens while nodes batch, reuse prefixes and move KV to disk and back (bench.parity_kv).
 Exits 1 on any difference.
 """
 
@@ -19,6 +20,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by torch as it is im
 import msgspec
 import torch
 
+from bench import parity_kv
 from bench.common import PROMPTS, Bars, default_manifest, equal_parts, machine, processes
 from bench.parity_shards import check_tiny, greedy_reference, reference_model
 from paceline.client.sync import Client
@@ -62,6 +64,7 @@ def main() -> int:
         same = sum(a == b for a, b in zip(got, want, strict=True))
         shown = f"{same}/{len(want)} prompts × {options.tokens} tokens equal ({time.perf_counter() - began:.0f} s)"
         bars.check(f"swarm of {parts}", same == len(want), shown)
+    parity_kv.check(bars, store, manifest)
     if not options.no_tiny:
         bars.check("certified families", check_tiny(), "logits within float32 rounding")
         bars.check("unknown family", *_refusal(store, manifest))

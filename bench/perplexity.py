@@ -19,8 +19,7 @@ import torch
 
 from bench.common import default_manifest
 from paceline.client.tokenizer import Tokenizer
-from paceline.engine.linear import Weights
-from paceline.engine.shard import Work
+from paceline.engine.shard import Weights, Work
 from paceline.engine.torch_shard import TorchShard
 from paceline.store.manifest import Manifest
 from paceline.store.store import Store

@@ -32,6 +32,9 @@ Trust = Annotated[
 ]
 Follow = Annotated[bool, typer.Option(help="Take up newer releases of the model's name, beside the present one.")]
 
+WeightsForm = Annotated[
+    str, typer.Option(help="Linear weights on a CPU: f32, bf16, int8 or int4. Rings are of one kind; a client may ask.")
+]
 KvSpilled = Annotated[
     int, typer.Option(help="Positions of KV beyond that, which lie on disk while other sessions run; 0: none.")
 ]
@@ -98,6 +101,7 @@ def node(
     ] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads for the model; 0: all cores.")] = 0,
     kv_positions: Annotated[int, typer.Option(help="Room for KV in memory, in positions.")] = 65_536,
+    weights: WeightsForm = "f32",
     kv_spilled: KvSpilled = 131_072,
     prefix_mb: PrefixMb = 1024,
     shared_prefixes: SharedPrefixes = False,
@@ -148,6 +152,8 @@ def _config(given: dict[str, Any]) -> DaemonConfig:
 
     if given["dtype"] not in ("auto", "f32", "bf16", "f16"):
         raise InvalidRequest(f"dtype {given['dtype']!r}", cure="choose auto, f32, bf16 or f16")
+    if given["weights"] not in ("f32", "bf16", "int8", "int4"):
+        raise InvalidRequest(f"weights {given['weights']!r}", cure="choose f32, bf16, int8 or int4")
     given["device"] = cuda_choice.resolved(given["device"])
     given["dtype"] = cuda_choice.dtype_on(given["device"], given["dtype"])
     if given["device"] == "cpu" and not given["preview"] and "torch" not in sys.modules:
@@ -161,7 +167,7 @@ def _config(given: dict[str, Any]) -> DaemonConfig:
 
     home = given["home"] or default_root().parent
     same = ("ready_file", "until_stdin_closes", "shadow", "link_profile", "crash_on_usr1")
-    loading = ("model", "span", "device", "dtype", "threads", "kv_positions", "kv_spilled")
+    loading = ("model", "span", "device", "dtype", "threads", "kv_positions", "kv_spilled", "weights")
     return DaemonConfig(
         home=home,
         identity=home / "identities" / given["name"],

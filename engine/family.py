@@ -21,6 +21,7 @@ from paceline.engine import attention, ends, linear
 from paceline.engine.blocks import DTYPES, read_tensors
 from paceline.engine.kv import StepHolder
 from paceline.engine.lean import lean
+from paceline.engine.shard import Weights
 from paceline.store.manifest import Block, Manifest
 from paceline.store.store import Store
 from paceline.wire.errors import UnsupportedModel
@@ -64,7 +65,7 @@ def load(
     dtype: Dtype,
     *,
     packed: bool,
-    weights: linear.Weights = "f32",
+    weights: Weights = "f32",
 ) -> Parts:
     """Build and fill a span. Raises UnsupportedModel, ModelNotFound, CorruptBlock.
 
@@ -151,7 +152,7 @@ class _Filler:
         device: torch.device,
         dtype: torch.dtype,
         packed: bool,
-        weights: linear.Weights,
+        weights: Weights,
     ) -> None:
         self._store, self._model, self._device, self._dtype = store, model, device, dtype
         self._packed, self._weights = packed, weights

@@ -16,7 +16,8 @@ from torch.nn.functional import rms_norm, silu
 
 from paceline.engine.attention import attend_rows
 from paceline.engine.kv import PackedStep, Segment, SessionKV
-from paceline.engine.linear import Packed, Product, Weights, product
+from paceline.engine.linear import Packed, Product, product
+from paceline.engine.shard import Weights
 
 Angles = tuple[Tensor, Tensor]
 """Cosines, and sines whose first half is negative: ``[rows, 1, head size]``."""

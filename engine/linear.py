@@ -17,12 +17,13 @@ No class mixes rows: what a row gives does not depend on what else is in the bat
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-Weights = Literal["f32", "bf16", "int8", "int4"]
+from paceline.engine.shard import Weights
+
 GROUP = 32
 """Inputs that share a scale in the int4 class."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
 from paceline.engine import cuda_choice, default_model
-from paceline.engine.shard import Shard
+from paceline.engine.shard import Shard, Weights
 from paceline.store.manifest import Manifest
 from paceline.store.store import Store
 from paceline.wire.errors import InvalidRequest, ModelNotFound
@@ -26,6 +26,7 @@ Report = Callable[[str, int, int], None]
 class LoadConfig:
     """`span`: ``"all"``, ``"START:END"``, or ``"K/N"``: the K-th (from 1) of N parts of equal decode cost.
 
+    `weights`: the form of linear weights on a CPU; part of the numerics class.
     `threads`: the most that a step may use, 0: all cores; decode steps use fewer where that is as fast.
     `kv_positions`: KV in memory, in positions of the span. With a `kv_folder`, up to `kv_spilled` positions more may
     lie in files there while others run, and up to `prefix_bytes` of what closed sessions computed.
@@ -35,6 +36,7 @@ class LoadConfig:
     span: str = "all"
     device: str = "cpu"
     dtype: Dtype = "f32"
+    weights: Weights = "f32"
     threads: int = 0
     kv_positions: int = 65_536
     kv_folder: Path | None = None
@@ -103,6 +105,7 @@ def _shard(store: Store, manifest: Manifest, config: LoadConfig, *, warm: bool =
         span,
         device=config.device,
         dtype=dtype,
+        weights=config.weights,
         threads=config.threads,
         kv=KvLimits(
             config.kv_positions, config.kv_spilled, config.kv_folder, PrefixLimits(disk_bytes=config.prefix_bytes)

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from paceline.wire.ids import Span
 from paceline.wire.messages import Dtype
 from paceline.wire.sampling import SamplingParams
+
+Weights = Literal["f32", "bf16", "int8", "int4"]
+"""The form of a CPU shard's linear weights (engine.linear): part of its numerics class."""
 
 Key = Hashable
 """What the caller names a session's KV by."""

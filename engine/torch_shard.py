@@ -18,11 +18,10 @@ from paceline.engine.blocks import DTYPES
 from paceline.engine.kv import PackedStep, Segment
 from paceline.engine.kv_room import KvLimits, KvRoom, KvStatistics, Recalled
 from paceline.engine.lean import LeanLayer, angles
-from paceline.engine.linear import Weights
 from paceline.engine.rope import RotaryTable
 from paceline.engine.sampling import sample_rows
 from paceline.engine.sessions import check_caller, refusal
-from paceline.engine.shard import Activations, Key, ModelShape, Output, Work
+from paceline.engine.shard import Activations, Key, ModelShape, Output, Weights, Work
 from paceline.store.manifest import Manifest
 from paceline.store.store import Store
 from paceline.wire.ids import Span

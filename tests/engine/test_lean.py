@@ -9,8 +9,8 @@ import torch
 
 from bench.parity_shards import tiny_model
 from paceline.engine.convert import from_model
-from paceline.engine.linear import GROUP, Weights, can_pack, product
-from paceline.engine.shard import Work
+from paceline.engine.linear import GROUP, can_pack, product
+from paceline.engine.shard import Weights, Work
 from paceline.engine.source import publish
 from paceline.engine.torch_shard import TorchShard
 from paceline.store.manifest import Manifest
