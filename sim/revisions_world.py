@@ -52,6 +52,8 @@ class Swarm:
         self.refused: dict[str, int] = {}
         self.busy: set[int] = set()
         self.heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self.step_s = chance.pick((0.01, 0.01, 0.25))
+        """Of an engine: at the slow one, a session lasts longer than any view."""
         self._serial = 0
         self._trace = trace
         self._build()
@@ -131,7 +133,7 @@ class Swarm:
         step = host.begin()
         if step is not None:
             self.busy.add(id(host))
-            self.later(0.01, self._done, node, host, step)
+            self.later(self.step_s, self._done, node, host, step)
 
     def _done(self, node: Node, host: Host, step: Step) -> None:
         self.busy.discard(id(host))
