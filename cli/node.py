@@ -76,6 +76,7 @@ Shadow = Annotated[
     bool, typer.Option(help="Also stand by for others who hold this span: their failure then costs a blink.")
 ]
 RoomGb = Annotated[float, typer.Option(help="Memory for weights, where the span is `auto`; 0: half of what is free.")]
+Region = Annotated[str, typer.Option(help="Where this machine stands, for clients who ask for certain regions.")]
 Move = Annotated[
     bool, typer.Option(help="With `auto`: change to other layers later, where the swarm gains a tenth by it.")
 ]
@@ -115,6 +116,7 @@ def node(
     download_mb_s: Annotated[float, typer.Option(help="Most that fetching weights may take, MB/s; 0: all.")] = 0.0,
     room_gb: RoomGb = 0.0,
     move: Move = False,
+    region: Region = "",
     preview: Preview = False,
     ready_file: Annotated[Path | None, typer.Option(hidden=True)] = None,
     until_stdin_closes: Annotated[bool, typer.Option(hidden=True)] = False,
@@ -184,6 +186,7 @@ def _config(given: dict[str, Any]) -> DaemonConfig:
         ),
         node=NodeConfig(
             agent=f"paceline/{given['name']}",
+            region=given["region"],
             upload_bytes_per_s=given["upload_mb_s"] * 1e6,
             shared_prefixes=given["shared_prefixes"],
             journal_bytes=given["journal_mb"] << 20,

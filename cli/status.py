@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from paceline.cli.console import console
 from paceline.cli.talk import Home, Model, Swarm
+from paceline.wire.limits import MAX_STAGES
+
+if TYPE_CHECKING:
+    from paceline.client.connect import ClientConfig
 
 
 def status(
@@ -69,26 +73,61 @@ def _coverage(nodes: list[dict[str, Any]]) -> list[str]:
     return lines or ["[yellow]the swarm is empty[/]: start a node with paceline node"]
 
 
+Peers = Annotated[list[str] | None, typer.Option(help="Peer id (repeat for several).")]
+
+
 def route(
     swarm: Swarm = None,
     home: Home = None,
     model: Model = None,
     positions: Annotated[int, typer.Option(help="Prompt and answer together, in tokens.", min=1)] = 512,
+    prompt: Annotated[int, typer.Option(help="Tokens of the prompt, for the time to the first one.", min=1)] = 1,
+    revision: Annotated[
+        str | None, typer.Option(help="Revision in hex; None: the best replicated complete one.")
+    ] = None,
+    trusted: Peers = None,
+    without: Peers = None,
+    ends: Peers = None,
+    region: Annotated[list[str] | None, typer.Option(help="Only nodes of this region (repeat).")] = None,
+    numerics: Annotated[str | None, typer.Option(help="Only this numerics class.")] = None,
+    max_hops: Annotated[int, typer.Option(help="Most stages of the ring.", min=1)] = MAX_STAGES,
+    brief: Annotated[bool, typer.Option("--brief/--explain", help="Leave the runner-up out: quicker.")] = False,
 ) -> None:
-    """Which ring a request would ride now, what it is predicted to cost, and the runner-up."""
+    """Which ring a request would ride now, what it is predicted to cost, and by how much the runner-up loses.
+
+    `--trusted`: only these may ride. `--without`: these may not. `--ends`: only these hold the first and last layers.
+    """
     import trio
 
-    async def explain_now() -> str:
-        from paceline.client.chooser import newest_revision
-        from paceline.client.connect import ClientConfig, as_addresses, connect
-        from paceline.routing.ring import RingRequest, cheapest_ring, explain, runner_up
+    from paceline.client.connect import ClientConfig, as_addresses
 
-        async with connect(ClientConfig(as_addresses(swarm), home)) as core:
-            name = await core.model_name(model, 5.0)
-            await newest_revision(core.swarm, name, 5.0)
-            await trio.sleep(0.3)  # round trips of the links just opened
-            view, revision = await newest_revision(core.swarm, name, 5.0)
-            plan = cheapest_ring(view, RingRequest(revision, positions=positions))
-            return explain(plan, runner_up(view, plan))
+    wanted = {
+        "positions": max(positions, prompt), "prompt": prompt, "trusted": _set(trusted), "ends": _set(ends),
+        "excluded": _set(without) or frozenset(), "regions": _set(region), "numerics": numerics, "max_stages": max_hops,
+    }  # fmt: skip
+    config = ClientConfig(as_addresses(swarm), home)
+    sys.stdout.write(trio.run(_explained, config, model, revision, wanted, brief) + "\n")
 
-    sys.stdout.write(trio.run(explain_now) + "\n")
+
+def _set(values: list[str] | None) -> frozenset[str] | None:
+    return None if values is None else frozenset(values)
+
+
+async def _explained(
+    config: ClientConfig, model: str | None, revision: str | None, wanted: dict[str, Any], brief: bool
+) -> str:
+    import trio
+
+    from paceline.client.chooser import newest_revision
+    from paceline.client.connect import connect
+    from paceline.routing.ring import RingRequest, cheapest_ring, explain, runner_up
+
+    async with connect(config) as core:
+        name = await core.model_name(model, 5.0)
+        await newest_revision(core.swarm, name, 5.0)
+        await trio.sleep(0.7)  # round trips of the links just opened
+        view, found = await newest_revision(core.swarm, name, 5.0)
+        if revision is not None:
+            found = next((it for it in view.revisions if it.hex().startswith(revision.lower())), bytes(32))
+        plan = cheapest_ring(view, RingRequest(found, **wanted))
+        return explain(plan) if brief else explain(plan, runner_up(view, plan))

@@ -174,6 +174,9 @@ class ClientCore:
             prompt=len(request.prompt),
             numerics=options.numerics,
             trusted=options.trusted,
+            regions=options.regions,
+            ends=options.ends,
+            max_stages=options.max_stages,
             chunk=options.chunk,
         )
         services = view.table(request.revision).services

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paceline.wire.errors import InvalidRequest
+from paceline.wire.limits import MAX_STAGES
 from paceline.wire.sampling import SamplingParams
 
 Prompt = str | Sequence[int]
@@ -21,9 +22,10 @@ class GenerateOptions:
     in the result. `temperature` 0 is greedy. `logprobs`: None, or how many alternatives to report beside the chosen
     token. `stop`: strings that end the answer, not part of it. `ignore_eos`: go on to `max_tokens`.
     `consistency`: which revision a new session may run on: available, strong, bounded(k), pinned(<hex>), see
-    docs/revisions.md. `trusted`: the only peers that may ride. `trace`: every token tells how long each stage had it.
-    `avoid_stragglers`: a rider who becomes much slower than he offered to be is left behind, where that pays.
-    `timeout_s`: how long to wait for a complete ring.
+    docs/revisions.md. `trusted`: the only peers that may ride; `regions`: the only regions, as nodes' owners name them;
+    `ends`: the only peers that may hold the first and the last layer; `max_stages`: the longest ring. `trace`: every
+    token tells how long each stage had it. `avoid_stragglers`: a rider who becomes much slower than he offered to be is
+    left behind, where that pays. `timeout_s`: how long to wait for a complete ring.
     """
 
     model: str | None = None
@@ -44,6 +46,9 @@ class GenerateOptions:
     ignore_eos: bool = False
     shadows: bool = True
     trusted: frozenset[str] | None = None
+    regions: frozenset[str] | None = None
+    ends: frozenset[str] | None = None
+    max_stages: int = MAX_STAGES
     numerics: str | None = None
     chunk: int = 256
     trace: bool = False

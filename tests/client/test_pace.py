@@ -136,3 +136,22 @@ async def test_who_has_no_better_choice_stays(autojump_clock: object, tmp_path: 
                 tokens.append(piece.token)
             assert tokens == swarm.expected(PROMPT, 60)
             assert stream.result().failovers == ()
+
+
+async def test_ones_own_node_rides_at_both_ends(autojump_clock: object, tmp_path: Path) -> None:
+    async with toy_swarm(tmp_path) as swarm:
+        await swarm.node("mine", (0, 2), (10, 12))
+        for number in range(2):
+            await swarm.node(f"other-{number}", (0, 6))
+            await swarm.node(f"another-{number}", (6, 12))
+        async with swarm.client() as client:
+            mine = swarm.nodes["mine"].me
+            stream = await client.generate(PROMPT, options(max_tokens=60, ends=frozenset({mine})))
+            tokens = [(await stream.receive()).token for _ in range(10)]  # type: ignore[union-attr]
+            route = stream.result().route
+            assert (route[0].peer, route[-1].peer, len(route)) == (mine, mine, 4)
+            swarm.kill(swarm.name_of(route[1].peer))
+            while (piece := await stream.receive()) is not None:
+                tokens.append(piece.token)
+            assert tokens == swarm.expected(PROMPT, 60)
+            assert {stream.result().route[0].peer, stream.result().route[-1].peer} == {mine}
