@@ -57,3 +57,5 @@ def test_the_sdist_can_be_worked_on(built: Path) -> None:
     with tarfile.open(sdist) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
     assert {"Makefile", "constraints.txt", "LICENSE", "README.md", "tests/packaging/test_wheel.py", ".ci/run"} <= held
+    assert {"Dockerfile", "docker-compose.yml", "docker/healthy.py", "docs/docker.md", "bench/table.py"} <= held
+    assert not [name for name in held if name.endswith((".whl", ".pyc"))]
