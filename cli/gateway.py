@@ -22,6 +22,10 @@ def gateway(
         Path | None, typer.Option(help="TOML file with API keys and their limits; none: anybody may ask.")
     ] = None,
     default_tokens: Annotated[int, typer.Option(help="Length of an answer whose request names none.", min=1)] = 512,
+    running: Annotated[int, typer.Option(help="Answers at once; others wait, by service tier.", min=1)] = 256,
+    audit: Annotated[
+        Path | None, typer.Option(help="Append one line of JSON for each answer to this file; never its text.")
+    ] = None,
 ) -> None:
     """Serve the OpenAI API and a web page over a swarm until Ctrl-C.
 
@@ -33,7 +37,14 @@ def gateway(
     from paceline.gateway.config import GatewayConfig, load_keys
     from paceline.gateway.serving import serve
 
-    config = GatewayConfig(host=host, port=port, keys=load_keys(keys) if keys else (), default_tokens=default_tokens)
+    config = GatewayConfig(
+        host=host,
+        port=port,
+        keys=load_keys(keys) if keys else (),
+        default_tokens=default_tokens,
+        running=running,
+        audit=audit,
+    )
     if not config.keys and not _is_loopback(host):
         console.print("[yellow]anybody who can reach this address can use the swarm[/]: limit it with --keys")
 

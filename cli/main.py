@@ -6,11 +6,28 @@ Commands import what they need when they run, so that `paceline --help` is quick
 from __future__ import annotations
 
 from importlib import metadata
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
-from paceline.cli import bootstrap, doctor, gateway, interrupts, models, node, publish, pull, status, talk, trace, up
+from paceline.cli import (
+    bootstrap,
+    doctor,
+    gateway,
+    interrupts,
+    models,
+    node,
+    owner,
+    publish,
+    pull,
+    service,
+    settings,
+    status,
+    talk,
+    top,
+    trace,
+    up,
+)
 from paceline.cli.console import fail
 from paceline.wire.errors import PacelineError
 
@@ -34,6 +51,7 @@ app.command("generate")(talk.generate)
 app.command("chat")(talk.chat)
 app.command("status")(status.status)
 app.command("route")(status.route)
+app.command("top")(top.top)
 app.command("trace")(trace.trace)
 app.command("doctor")(doctor.doctor)
 app.command("pull")(pull.pull)
@@ -41,6 +59,11 @@ app.command("publish")(publish.publish)
 app.command("models")(models.models)
 app.command("trust")(models.trust)
 app.command("gateway")(gateway.gateway)
+app.command("pause")(owner.pause)
+app.command("resume")(owner.resume)
+app.command("throttle")(owner.throttle)
+app.command("hours")(owner.hours)
+app.add_typer(service.app, name="service")
 
 
 def _version(wanted: bool) -> None:
@@ -61,7 +84,9 @@ def common(
 def run() -> None:
     """The whole command. Exit status: 0 done, 1 a typed error, 2 wrong usage, 130 interrupted."""
     try:
-        app(standalone_mode=True)
+        command = typer.main.get_command(app)
+        given = settings.settings(cast(settings.Group, command))
+        command(prog_name="paceline", default_map=given, auto_envvar_prefix=settings.PREFIX)
     except PacelineError as error:
         fail(error)
     except KeyboardInterrupt:

@@ -80,6 +80,9 @@ Region = Annotated[str, typer.Option(help="Where this machine stands, for client
 Move = Annotated[
     bool, typer.Option(help="With `auto`: change to other layers later, where the swarm gains a tenth by it.")
 ]
+Metrics = Annotated[
+    str | None, typer.Option(help="Serve Prometheus metrics at this PORT, or HOST:PORT; none: nowhere.")
+]
 Preview = Annotated[
     bool, typer.Option("--preview", help="Say which layers `auto` would take now, and why; serve nothing.")
 ]
@@ -118,6 +121,7 @@ def node(
     move: Move = False,
     region: Region = "",
     preview: Preview = False,
+    metrics: Metrics = None,
     ready_file: Annotated[Path | None, typer.Option(hidden=True)] = None,
     until_stdin_closes: Annotated[bool, typer.Option(hidden=True)] = False,
     crash_on_usr1: Annotated[bool, typer.Option(hidden=True)] = False,
@@ -168,7 +172,7 @@ def _config(given: dict[str, Any]) -> DaemonConfig:
     from paceline.store.store import default_root
 
     home = given["home"] or default_root().parent
-    same = ("ready_file", "until_stdin_closes", "shadow", "link_profile", "crash_on_usr1")
+    same = ("ready_file", "until_stdin_closes", "shadow", "link_profile", "crash_on_usr1", "metrics")
     loading = ("model", "span", "device", "dtype", "threads", "kv_positions", "kv_spilled", "weights")
     return DaemonConfig(
         home=home,

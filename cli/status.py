@@ -35,7 +35,7 @@ def status(
     for node in nodes:
         table.add_row(*_row(node))
     console.print(table)
-    for line in _coverage(nodes):
+    for line in coverage(nodes):
         console.print(line, soft_wrap=True)
 
 
@@ -58,7 +58,8 @@ def _row(node: dict[str, Any]) -> list[str]:
     ]
 
 
-def _coverage(nodes: list[dict[str, Any]]) -> list[str]:
+def coverage(nodes: list[dict[str, Any]]) -> list[str]:
+    """One line a model: whether every layer of it is held."""
     held: dict[tuple[str, str, int], set[int]] = {}
     for node in nodes:
         for service in node.get("services", ()):

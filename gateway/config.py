@@ -60,6 +60,8 @@ class GatewayConfig:
     resume_s: float = 300.0
     resumable: int = 256
     running: int = 256
+    audit: Path | None = None
+    """Where to append a record of each answer."""
 
 
 def load_keys(path: Path) -> tuple[ApiKey, ...]:

@@ -17,6 +17,7 @@ from paceline.client.core import ClientCore
 from paceline.client.options import GenerateOptions
 from paceline.client.results import Piece
 from paceline.client.stream import Stream
+from paceline.gateway.audit import Audit
 from paceline.gateway.catalogue import Catalogue
 from paceline.gateway.chat_writer import ChatWriter
 from paceline.gateway.config import GatewayConfig
@@ -76,6 +77,7 @@ class Generating:
         self._spans = spans
         self._shelf = Shelf(config.resumable, config.resume_s)
         self._line = Line(config.running)
+        self._audit = Audit(config.audit, time.time) if config.audit else None
 
     # --- endpoints ----------------------------------------------------------------------------------------------
 
@@ -244,6 +246,10 @@ class Generating:
             meter.done(sum(result.prompt_tokens for result in results) + watch.tokens, trio.current_time())
             for answer, result in zip(told, results, strict=False):
                 answer.over(result, job.error)
+            if self._audit is not None:
+                endpoint = name.partition("-")[0].partition("_")[0]
+                for result in results:
+                    self._audit.note(meter.key.name, endpoint, result, job.error, complete=job.complete)
             if kept is not None:
                 kept.finished = job.results[0]
                 self._shelf.touch(name, kept, trio.current_time())

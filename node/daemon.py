@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,9 @@ from paceline.node.blocks import StoreBlocks
 from paceline.node.config import NodeConfig
 from paceline.node.engine_thread import EngineThread
 from paceline.node.machine import subject_of
+from paceline.node.metrics import exported, listening
 from paceline.node.node import Node
+from paceline.node.owner import obey, path_of
 from paceline.node.placing import Placing, PlacingConfig
 from paceline.node.services import LoadedService
 from paceline.node.spill import SpillRoom
@@ -79,6 +82,8 @@ class DaemonConfig:
     """Memory for weights, where the node chooses its span; 0: half of what is free."""
     moves: bool = False
     """A node that chose its span may change it later, where the swarm gains enough."""
+    metrics: str | None = None
+    """Port, or host and port, where Prometheus may ask; None: nowhere."""
     link_profile: str | None = None
     """A link profile's name or file, for `net.conditioner`; None: the network as it is."""
 
@@ -88,6 +93,19 @@ async def serve(config: DaemonConfig, report: Report, ready: Callable[[Node], No
     identity = Identity.load_or_create(config.identity)
     store = Store(config.home / "store")
     engine = EngineThread()
+    with ExitStack() as metrics:
+        await _serve(config, identity, store, engine, report, ready, metrics)
+
+
+async def _serve(
+    config: DaemonConfig,
+    identity: Identity,
+    store: Store,
+    engine: EngineThread,
+    report: Report,
+    ready: Callable[[Node], None],
+    metrics: ExitStack,
+) -> None:
     async with trio.open_nursery() as nursery:
         leaving = trio.Event()
         nursery.start_soon(_watch_signals, leaving, nursery.cancel_scope)
@@ -105,6 +123,9 @@ async def serve(config: DaemonConfig, report: Report, ready: Callable[[Node], No
         node.frontier = lambda: weights.frontier((it.model, it.revision) for it in node.table.services)
         nursery.start_soon(_join_and_tell, nursery, config, node, joiner, ready)
         nursery.start_soon(_leave_when, leaving, node)
+        nursery.start_soon(_obey_owner, config, node)
+        if config.metrics is not None:
+            metrics.enter_context(exported(node.status, *listening(config.metrics)))
         if config.crash_on_usr1:
             nursery.start_soon(_watch_crashes, node)
         await node.run()
@@ -199,6 +220,11 @@ async def _join_and_tell(
 def _is_revision(model: str) -> bool:
     """Whoever asks for a revision by its hash gets that one, whatever is released later."""
     return re.fullmatch("[0-9a-f]{64}", model) is not None
+
+
+async def _obey_owner(config: DaemonConfig, node: Node) -> None:
+    await node.ready.wait()
+    await obey(node, path_of(config.home, config.identity.name))
 
 
 async def _leave_when(leaving: trio.Event, node: Node) -> None:

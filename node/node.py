@@ -101,6 +101,7 @@ class Node:
         self.releases_refused: Mapping[str, int] = {}
         self.frontier: Callable[[], tuple[SignedRelease, ...]] = tuple
         self._details = details
+        self.paused = False
         self.ready = trio.Event()
         self._leaving = trio.Event()
 
@@ -164,6 +165,15 @@ class Node:
         """Begin the drain: no new sessions, let the present ones finish or move, then end."""
         self._leaving.set()
 
+    async def pause(self, on: bool) -> None:
+        """Serve nobody, by its owner's wish: sessions are handed over, the weights stay. Or serve again."""
+        if on == self.paused or self._leaving.is_set():
+            return
+        self.paused = self.table.draining = on
+        await self.offering.announce()
+        if on:
+            self.loop.send_away()
+
     def forget(self) -> None:
         """Lose all sessions, journals and connections at once, as a crash and an instant restart would."""
         self.loop.forget()
@@ -193,7 +203,7 @@ class Node:
         return {
             "peer": self.me,
             "agent": self.config.agent,
-            "state": "draining" if self.table.draining else "serving",
+            "state": "paused" if self.paused else "draining" if self.table.draining else "serving",
             "services": [
                 {
                     "model": s.model,

@@ -25,6 +25,9 @@ from paceline.wire.messages import NextToken, SessionMessage
 TURN_S = 0.05
 """How long sessions wait for a place in memory before they are looked at again."""
 
+MOST_PAUSE_S = 2.0
+"""The longest pause of a throttled node between two steps: far below what its neighbours take for a failure."""
+
 REST_AFTER_S = 0.5
 """How long a node without sessions waits before it tidies up."""
 
@@ -58,6 +61,8 @@ class StageLoop:
         self.statistics = StepStatistics()
         self.gathering = Gathering()
         self.tracing = tracing
+        self.pace = 1.0
+        """Share of the time that the engine may work; less than 1 where its owner has throttled it."""
         self._engine = engine
         self._on_rest = on_rest
         self._tired = False
@@ -136,6 +141,8 @@ class StageLoop:
         self.statistics.positions += sum(work.n for work in batch.works)
         self.statistics.busy_s += trio.current_time() - began
         self.table.complete(batch, outputs, self.tracing, began_us)
+        if self.pace < 1.0:
+            await trio.sleep(min(MOST_PAUSE_S, (trio.current_time() - began) * (1.0 / self.pace - 1.0)))
         self._note_left(batch)
 
     def _note_left(self, batch: Batch) -> None:

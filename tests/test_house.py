@@ -54,7 +54,9 @@ ROOMS = {
         extra="node",
     ),
     "node": Room(
-        ALL - {"client", "gateway", "cli"}, frozenset(("trio", "msgspec", "psutil", "llguidance")), extra="node"
+        ALL - {"client", "gateway", "cli"},
+        frozenset(("trio", "msgspec", "psutil", "llguidance", "prometheus_client")),
+        extra="node",
     ),
     "client": room(
         "wire routing consistency net dht store", "trio anyio sniffio msgspec tokenizers jinja2 numpy platformdirs"

@@ -16,6 +16,9 @@ from typing import Any, Literal
 import httpx2
 import openai
 import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis.strategies import booleans
 from pydantic import BaseModel
 
 from paceline.cli.local_swarm import LocalSwarm, local_swarm
@@ -182,8 +185,8 @@ class Fruit(BaseModel):
 
 def test_an_answer_of_a_given_form(api: openai.OpenAI) -> None:
     create = api.chat.completions.create
-    for settings in ({"temperature": 0.0}, {"temperature": 1.0, "seed": 3}):
-        options: Any = {"model": MODEL, "messages": HI, "max_tokens": 100, **settings}
+    for drawn in ({"temperature": 0.0}, {"temperature": 1.0, "seed": 3}):
+        options: Any = {"model": MODEL, "messages": HI, "max_tokens": 100, **drawn}
         whole = create(**options, response_format=FORM).choices[0]
         assert whole.finish_reason == "stop"
         told = json.loads(whole.message.content or "")
@@ -286,6 +289,25 @@ def test_a_reader_that_leaves_frees_its_session_and_may_come_back(
     again = "".join(c["choices"][0]["delta"].get("content", "") for c in parts if c["choices"])
     assert again == whole
     assert again.startswith(said)
+
+
+def test_no_request_that_the_schema_allows_or_forbids_is_a_server_error(served: Served) -> None:
+    """Made up by schemathesis from /openapi.json; half of them ask for the model that is there, and so ride."""
+    headers = {"authorization": "Bearer sk-short"}
+    schema = schemathesis.openapi.from_url(f"{served.url}/openapi.json")
+    for found in schema.get_all_operations():
+        operation = found.ok()
+
+        @given(case=operation.as_strategy(), here=booleans())
+        @settings(max_examples=20, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        def check(case: Any, here: bool) -> None:
+            if here and isinstance(case.body, dict):
+                case.body["model"] = MODEL
+            answer = case.call(base_url=served.url, headers=headers, timeout=60)
+            assert answer.status_code < 500, answer.text
+            assert '"server_error"' not in answer.text
+
+        check()
 
 
 def test_a_tail_that_is_killed_costs_no_token_of_a_given_form(served: Served, api: openai.OpenAI) -> None:
