@@ -21,6 +21,7 @@ from paceline.engine.shard import SampleRequest, Work
 from paceline.engine.source import publish
 from paceline.engine.torch_shard import TorchShard
 from paceline.store.store import Store
+from paceline.wire.messages import Dtype
 from paceline.wire.sampling import SamplingParams
 
 _SMALL = {
@@ -56,6 +57,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma2": {"sliding_window": 40, "query_pre_attn_scalar": 64},
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 256},
 }
+ON_MODULES = ("olmo2", "gemma2", "qwen3_moe")
+"""Run on transformers' modules; in float32 here, because rounding moves a token of a mixture to another expert."""
 _CHUNKS = (70, 33, 1, 1, 90, 1, 1, 1, 1)
 
 
@@ -83,7 +86,8 @@ def check(judge: Callable[[str, bool, str], None]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             store = Store(Path(folder))
             publish(store, from_model(model, "f32"), name)
-            config = LoadConfig(model=name, device="cuda", dtype="bf16", kv_positions=4096)
+            dtype: Dtype = "f32" if name in ON_MODULES else "bf16"
+            config = LoadConfig(model=name, device="cuda", dtype=dtype, kv_positions=4096)
             shard = load_service(store, config, lambda *_: None).shard
         exact = model.cuda()(ids[None].cuda()).logits[0]
         rounding = _off(model.bfloat16()(ids[None].cuda()).logits[0], exact)
@@ -92,10 +96,12 @@ def check(judge: Callable[[str, bool, str], None]) -> None:
             shard.lean.kv.fill_(float("nan"))
         rows = [sum(_CHUNKS[: at + 1]) - 1 for at in range(len(_CHUNKS))]
         error = _off(_logits(shard, ids.tolist()), exact[rows])
-        how = "lean" if isinstance(shard, LeanShard) else "transformers' modules"
-        judge(
-            f"{name}, {how}, {shard.numerics}", error <= 1.5 * rounding, f"{error:.1e}, rounding alone {rounding:.1e}"
-        )
+        assert isinstance(shard, LeanShard) == (name not in ON_MODULES)
+        if isinstance(shard, LeanShard):
+            shown = f"{error:.1e}, rounding alone {rounding:.1e}"
+            judge(f"{name}, lean, {shard.numerics}", error <= 1.5 * rounding, shown)
+        else:
+            judge(f"{name}, transformers' modules, {shard.numerics}", error <= 1e-3, f"{error:.1e}")
 
 
 def _logits(shard: LeanShard | TorchShard, log: Sequence[int]) -> Tensor:

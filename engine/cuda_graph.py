@@ -71,7 +71,7 @@ class DecodeGraph:
             cuda_kernels.take_rows[(size,)](self._host, self._incoming, h, self._device, self._finite, size, **wide)
         lean.layers(h, Rows(self._device[1], self._device[2]), self._span)
         if not self._is_tail:
-            self._hidden.copy_(h, non_blocking=True)
+            cuda_kernels.give_rows[(size,)](h, self._hidden, **wide)
             return None
         logits = lean.logits(h)
         vocab = logits.shape[1]
