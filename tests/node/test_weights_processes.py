@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from safetensors.torch import load_file, save_file
 from transformers import ArceeConfig, ArceeForCausalLM, Starcoder2Config, Starcoder2ForCausalLM
 
 from paceline.client import Client
-from paceline.store.releases import verify
 from paceline.store.store import Store
 
 PROMPT = [5, 3, 1, 4, 1, 5, 9, 2, 6]
@@ -39,6 +38,7 @@ SIZES = {
     "max_position_embeddings": 128,
 }
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+pytestmark = pytest.mark.timeout(300)
 EVIL = Path(__file__).with_name("evil_node.py")
 
 
@@ -104,7 +104,7 @@ class Lab:
             env={**ENVIRONMENT, "PACELINE_HOME": str(self.folder / home)},
             capture_output=True,
             text=True,
-            timeout=90,
+            timeout=150,
             check=False,
         )
         assert not check or done.returncode == 0, done.stderr
@@ -122,7 +122,7 @@ class Lab:
 
     def ready(self, file: Path) -> str:
         """Wait until a node serves; where to join it."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not file.exists():
             assert time.monotonic() < deadline, file.with_suffix(".log").read_text()
             assert self.running[-1].poll() is None, file.with_suffix(".log").read_text()
@@ -193,6 +193,7 @@ def test_an_edited_revision_stores_and_sends_only_its_layer(lab: Lab, published:
     first = lab.node("first", "--model", "team/arcee", "--span", "0:4", home="pub")
     trusted = ("--trust", lab.key("pub"), "--swarm", first)
     lab.node("second", "--model", "team/arcee", "--span", "all", *trusted, home="other")
+    other_before = lab.blocks("other")
     store, before = Store(lab.folder / "pub" / "store"), lab.blocks("pub")
     tensors = load_file(store.path(store.manifest("team/arcee").layers[2].digest))
     save_file({name: tensor * 0.5 for name, tensor in tensors.items()}, lab.folder / "layer.safetensors")
@@ -202,8 +203,13 @@ def test_an_edited_revision_stores_and_sends_only_its_layer(lab: Lab, published:
     assert "new here: 1 of " in told
     second = Store(lab.folder / "pub" / "store").manifest("team/arcee")
     assert lab.blocks("pub") - before == {second.layers[2].hash}
-    other_before = lab.blocks("other")
-    lab.node("third", "--model", "team/arcee", "--span", "all", *trusted, home="other")
+    revision = ""
+    deadline = time.monotonic() + 120
+    while revision != second.revision.hex() and time.monotonic() < deadline:
+        status = status_of(lab, first, "second")
+        revision = status["services"][-1]["revision"]
+    assert revision == second.revision.hex()
+    assert [report["bytes"] for report in status["fetched"]][1:] == [second.layers[2].size]
     assert lab.blocks("other") - other_before == {second.layers[2].hash}
 
 
@@ -227,7 +233,7 @@ def test_a_corrupted_block_is_refused_and_comes_from_another(lab: Lab) -> None:
 def status_of(lab: Lab, swarm: str, name: str) -> dict[str, Any]:
     """What a node says of itself."""
     with Client(swarm, home=lab.folder / "client") as client:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             for node in client.status():
                 if node.get("agent") == f"paceline/{name}":
@@ -249,12 +255,11 @@ def test_a_forged_manifest_and_a_forged_release_are_refused(lab: Lab) -> None:
 def test_an_unauthorised_publisher_is_refused(lab: Lab) -> None:
     first = lab.node("first", "--model", "team/arcee", "--span", "all", home="pub")
     key = lab.key("pub")
-    for trust in ((), ("--trust", f"{key}=other/*")):
-        wanted: Sequence[str] = ("--model", "team/arcee", "--span", "0:2", "--swarm", first, *trust)
-        told = lab.command("node", *wanted, "--listen", "127.0.0.1", home="empty", check=False)
-        assert told.startswith("1 ")
-        assert "unauthorised_publisher" in told
-        assert not lab.blocks("empty")
+    wanted = ("--model", "team/arcee", "--span", "0:2", "--swarm", first, "--trust", f"{key}=other/*")
+    told = lab.command("node", *wanted, "--listen", "127.0.0.1", home="empty", check=False)
+    assert told.startswith("1 ")
+    assert "unauthorised_publisher" in told
+    assert not lab.blocks("empty")
 
 
 def test_a_replayed_release_is_refused(lab: Lab) -> None:
@@ -271,4 +276,3 @@ def test_a_replayed_release_is_refused(lab: Lab) -> None:
         status = status_of(lab, knows, "knows")
     assert status["releases_refused"] == {"replayed_release": 1}
     assert status["services"][0]["revision"] == newest
-    assert verify is not None
