@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -31,11 +31,9 @@ from paceline.net.identity import Identity
 from paceline.node.blocks import StoreBlocks
 from paceline.node.config import NodeConfig
 from paceline.node.engine_thread import EngineThread
-from paceline.node.machine import subject_of
 from paceline.node.metrics import exported, listening
 from paceline.node.node import Node
 from paceline.node.owner import obey, path_of
-from paceline.node.placing import Placing, PlacingConfig
 from paceline.node.services import LoadedService
 from paceline.node.spill import SpillRoom
 from paceline.node.upgrade import Upgrader
@@ -46,6 +44,9 @@ from paceline.store import trust
 from paceline.store.releases import Releases
 from paceline.store.store import Store
 from paceline.wire.ids import Span
+
+if TYPE_CHECKING:
+    from paceline.node.placing import Placing
 
 AUTO = "auto"
 """In place of a span: the node chooses."""
@@ -182,7 +183,10 @@ def _weights(config: DaemonConfig, identity: Identity, store: Store) -> Weights:
 
 
 async def _placing(config: DaemonConfig, node: Node, joiner: Joiner) -> Placing:
-    """For a node that finds its span by itself."""
+    """For a node that finds its span by itself. Others spare the memory of what this needs."""
+    from paceline.node.machine import subject_of
+    from paceline.node.placing import Placing, PlacingConfig
+
     manifest = await joiner.manifest(node)
 
     async def load(span: Span) -> LoadedService:
