@@ -12,8 +12,8 @@ from typing import Any
 LEAN = ("llama", "mistral", "qwen2", "qwen3")
 """`model_type`s."""
 
-HEAD_SIZES = (32, 64, 128, 256)
-"""That the kernels take; plain torch takes any even one."""
+HEAD_SIZES = (32, 64, 128)
+"""That the kernels were proven with; plain torch takes any even one."""
 
 
 @dataclass(frozen=True, slots=True)
