@@ -8,13 +8,14 @@ their link has gone.
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Sequence
+from statistics import median
 from typing import TYPE_CHECKING
 
 import trio
 
 from paceline.routing.coordinates import Coordinate, located
-from paceline.wire.ids import PeerId
 from paceline.wire.offers import Offer
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ FAR, NEAR = 8, 8
 
 LOOK_S = 2.0
 REMEMBER_S = 600.0
+LOOKS = 8
+"""Round trips are medians over so many looks."""
+
 DIALS = 4
 """At one look."""
 
@@ -38,6 +42,8 @@ class Surroundings:
         self._node = node
         self._least: dict[str, tuple[float, float]] = {}
         """Least round trip of each peer, and when its link was last up."""
+        self._smooth: dict[str, deque[float]] = {}
+        """What the link said at the latest looks, smoothed over some seconds by itself."""
         self._tie_break = int.from_bytes(hashlib.sha256(node.me.encode()).digest()[:4])
 
     async def run(self) -> None:
@@ -50,9 +56,12 @@ class Surroundings:
         """Take in what was measured since, and dial whom it is worth measuring."""
         links = self._node.links
         for peer in links.peers():
-            if (rtt_s := links.rtt_min_s(peer)) is not None:
-                self._least[peer] = rtt_s, now
+            least_s, smooth_s = links.rtt_min_s(peer), links.rtt_s(peer)
+            if least_s is not None and smooth_s is not None:
+                self._least[peer] = least_s, now
+                self._smooth.setdefault(peer, deque(maxlen=LOOKS)).append(smooth_s)
         self._least = {peer: it for peer, it in self._least.items() if now - it[1] < REMEMBER_S}
+        self._smooth = {peer: it for peer, it in self._smooth.items() if peer in self._least}
         others = [offer for offer in offers if offer.peer != self._node.me]
         samples = [
             (Coordinate.of(offer.place), self._least[offer.peer][0])
@@ -80,15 +89,9 @@ class Surroundings:
             return float("inf")
         return self.coordinate.rtt_to(Coordinate.of(offer.place))
 
-    def rtt_s(self, peer: PeerId) -> float | None:
-        """Smoothed where a link is up, else the least that was seen on the last one."""
-        rtt_s = self._node.links.rtt_s(peer)
-        if rtt_s is None and peer in self._least:
-            return self._least[peer][0]
-        return rtt_s
-
     def near(self, most: int) -> tuple[tuple[str, float], ...]:
-        """Measured round trips for the node's offer, nearest first."""
-        known = {peer: self.rtt_s(PeerId(peer)) for peer in {*self._least, *self._node.links.peers()}}
-        found = sorted(((peer, rtt_s) for peer, rtt_s in known.items() if rtt_s is not None), key=lambda it: it[1])
+        """Measured round trips for the node's offer, nearest first: medians over a while, since routes last minutes and
+        a busy moment of either end does not.
+        """
+        found = sorted(((peer, median(it)) for peer, it in self._smooth.items()), key=lambda it: it[1])
         return tuple(found[:most])
