@@ -41,6 +41,7 @@ from bench.plots import Bar, chart
 from bench.weather import LOOKED_AT_S, Weather
 from paceline.client.sync import Client
 from paceline.client.tokenizer import Tokenizer
+from paceline.wire.errors import PacelineError
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "benchmarks"
 PROFILES = ("lan", "city", "continent", "world", "home-uplink")
@@ -255,18 +256,24 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=FOLDER)
     options = parser.parse_args()
     before = msgspec.json.decode(options.against.read_bytes(), type=Table) if options.against.exists() else None
-    where, rows = facts(), []
+    where, rows = facts(), list[Row]()
     ids = prompt_ids()
     began = time.monotonic()
+    failed = []
     for name, arm in ARMS.items():
-        if name == "local" or not options.only or name in options.only:
+        if name != "local" and options.only and name not in options.only:
+            continue
+        try:
             for row in arm(options.rounds, ids):
                 rows.append(row)
                 print(f"{row.arm:8s} {row.setting:26s} {row.metric:36s} {row.median:9.4g} {row.unit}", flush=True)
-    table = Table({**where, "took": f"{time.monotonic() - began:.0f} s"}, rows)
-    write(options.out, table, before)
-    print(f"{len(rows)} rows in {table.facts['took']}: {options.out / 'table.md'}")
-    return 0
+        except PacelineError as error:
+            failed.append(name)
+            print(f"{name}: {error.code}: {error.message}", flush=True)
+        took = f"{time.monotonic() - began:.0f} s" + (f"; failed: {', '.join(failed)}" if failed else "")
+        write(options.out, Table({**where, "took": took}, rows), before)
+    print(f"{len(rows)} rows in {took}: {options.out / 'table.md'}")
+    return 1 if failed else 0
 
 
 def write(folder: Path, table: Table, before: Table | None) -> None:
