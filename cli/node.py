@@ -153,6 +153,10 @@ def _config(given: dict[str, Any]) -> DaemonConfig:
     """The options of `node`, resolved. Imports come here, once it is settled what is left out of this process."""
     # Waiting OpenMP threads must sleep: where they spin, a busy machine decodes twenty times slower (docs/LOG.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # torch and oneDNN keep a compiled product for each number of rows they have met, 0.6 MB each and 1024 by default:
+    # a node that met prompts of all lengths grew by hundreds of MB. A new one takes half a millisecond.
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "64")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     from paceline.engine import cuda_choice
     from paceline.wire.errors import InvalidRequest
 
