@@ -3,7 +3,8 @@
 Pure: peers, blocks and pieces in, decisions out. Knows no file, no link, no clock. A peer goes on with the block it has
 begun; one that has none left to begin helps with another's. So most blocks come from one peer, and a bad one names its
 liar. Where several contributed to a bad block it is fetched again from one peer alone, and who sent other bytes than
-the good ones is banned (`FetchPlan.blame`).
+the good ones is banned (`FetchPlan.blame`). Between `judge` and its verdict a block stands still: nobody is asked for
+it and nobody's part in it is taken back, so the verdict is about the bytes of those who are named for them.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class _Job:
     landed: int = 0
     sole: bool = False
     """From one peer alone, because pieces of several did not fit together."""
+    judged: bool = False
+    """Its hash is being computed, elsewhere and for a while."""
     suspects: dict[int, tuple[PeerId, bytes]] = field(default_factory=dict)
     """What each peer sent for a block that turned out bad, by piece: a digest."""
 
@@ -71,8 +74,8 @@ class FetchPlan:
         return [job.block for job in self._jobs.values()]
 
     def ready(self) -> list[Block]:
-        """Blocks whose pieces have all landed."""
-        return [job.block for job in self._jobs.values() if job.complete]
+        """Blocks whose pieces have all landed, and that are not being verified."""
+        return [job.block for job in self._jobs.values() if job.complete and not job.judged]
 
     def unavailable(self) -> list[Block]:
         """Blocks that no known peer holds."""
@@ -99,6 +102,8 @@ class FetchPlan:
             self._free(job, peer)
 
     def _free(self, job: _Job, peer: PeerId) -> None:
+        if job.judged:
+            return
         pieces = [at for at, asked in job.asked.items() if asked == peer]
         for at in pieces:
             del job.asked[at]
@@ -146,16 +151,28 @@ class FetchPlan:
 
     # --- verdicts
 
+    def judge(self, block: Block) -> bool:
+        """Begin to verify a block; `bad` or `good` ends that. False where there is nothing to verify: it is in the
+        store, or has been opened again since it was complete, because who sent a part of it was banned or left.
+        """
+        job = self._jobs.get(block.hash)
+        if job is None or not job.complete or job.judged:
+            return False
+        job.judged = True
+        return True
+
     def senders(self, block: Block) -> set[PeerId]:
         """Who contributed to a block."""
         return set(self._jobs[block.hash].sender.values())
 
     def bad(self, block: Block, digests: Mapping[int, bytes]) -> set[PeerId]:
-        """A complete block has the wrong hash: who is banned for it now. It is fetched again from its beginning.
+        """A block under `judge` has the wrong hash: who is banned for it now. It is fetched again from its beginning.
 
         `digests`: of the pieces as they lie. Pieces of an earlier process are nobody's: then nobody can be blamed yet.
         """
         job = self._jobs[block.hash]
+        assert job.judged, "a verdict on bytes that may have changed would name the wrong peer"
+        job.judged = False
         senders = set(job.sender.values())
         own = len(job.sender) == job.pieces
         if own and len(senders) == 1:
@@ -183,11 +200,13 @@ class FetchPlan:
         del self._jobs[block.hash]
 
     def ban(self, peers: Iterable[PeerId]) -> None:
-        """Never ask these again. What they sent for blocks that are not complete is thrown away with them."""
+        """Never ask these again. What they sent is thrown away with them, except of a block under `judge`."""
         for peer in list(peers):
             self.banned.add(peer)
             self.gone(peer)
             for job in self._jobs.values():
+                if job.judged:
+                    continue
                 tainted = [at for at, sender in job.sender.items() if sender == peer]
                 for at in tainted:
                     del job.sender[at]

@@ -15,7 +15,7 @@ import trio
 from paceline.net.identity import Identity
 from paceline.net.links import Links
 from paceline.net.memory import MemoryNetwork
-from paceline.node.blocks import BlockDesk, BlockSource, StoreBlocks
+from paceline.node.blocks import BlockDesk, BlockSource, InThread, StoreBlocks
 from paceline.node.weights_fetch import FetchConfig, Fetcher, FetchReport
 from paceline.store.manifest import Block
 from paceline.store.partial import Partial
@@ -48,6 +48,14 @@ class Liar(StoreBlocks):
 
     def quick(self, digest: bytes, offset: int, length: int) -> None:
         return None
+
+
+async def late(call: Callable[..., Any], *args: Any) -> Any:
+    """A slow disk: what it found is a second old when it says so."""
+    try:
+        return call(*args)
+    finally:
+        await trio.sleep(1.0)
 
 
 @dataclass
@@ -89,7 +97,9 @@ class Lab:
         self.peers[name] = links.address
 
     @asynccontextmanager
-    async def fetcher(self, config: FetchConfig = CONFIG, name: str = "empty") -> AsyncIterator[Fetcher]:
+    async def fetcher(
+        self, config: FetchConfig = CONFIG, name: str = "empty", in_thread: InThread = inline
+    ) -> AsyncIterator[Fetcher]:
         def on_message(peer: Any, message: Message, payload: memoryview) -> None:
             if isinstance(message, BlockPiece | Holdings):
                 fetcher.on_message(peer, message, payload)
@@ -99,7 +109,7 @@ class Lab:
             on_message,
             lambda peer, error: fetcher.on_lost(peer),
         )
-        fetcher = Fetcher(links, Store(self.folder / name), config, inline)
+        fetcher = Fetcher(links, Store(self.folder / name), config, in_thread)
         async with links.run():
             yield fetcher
 
@@ -162,6 +172,21 @@ async def test_a_liar_is_banned_and_its_blocks_come_from_others(autojump_clock: 
     async with lab.fetcher() as fetcher:
         report = await fetcher.fetch(lab.wanted(), lab.sources)
         assert report.banned == [lab.peers["liar"].peer]
+        assert fetcher.banned == {lab.peers["liar"].peer}
+    check(Store(lab.folder / "empty"), report)
+
+
+async def test_who_repairs_a_liars_blocks_is_not_banned_for_them(autojump_clock: object, lab: Lab) -> None:
+    """All that a liar sent waits for a slow verification; when the first verdict bans it, an honest peer sends anew."""
+    await lab.serve("liar", kind=Liar)
+    await lab.serve("a")
+    async with lab.fetcher(in_thread=late) as fetcher:
+
+        async def sources() -> list[PeerAddress]:
+            complete = fetcher.reports[-1].bytes >= sum(map(len, BLOCKS))
+            return list(lab.peers.values()) if complete else [lab.peers["liar"]]
+
+        report = await fetcher.fetch(lab.wanted(), sources)
         assert fetcher.banned == {lab.peers["liar"].peer}
     check(Store(lab.folder / "empty"), report)
 
