@@ -21,6 +21,9 @@ from paceline.routing.coordinates import Coordinate
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+FLAT_S = 1e-9
+"""Heights of a pair below this are none: a share of them can make up for nothing."""
+
 
 @dataclass(frozen=True, eq=False)
 class LatencyMap:
@@ -99,12 +102,15 @@ def shortened(height: Floats, source: Ints, target: Ints, room: Floats) -> Float
     """Heights g ≤ `height` with ``g_i + g_j <= room`` for each pair given (in both directions).
 
     What a pair misses is taken off both ends in proportion to their heights, so that a noisy measurement of a far-off
-    access link hardly touches the good link at the other end.
+    access link hardly touches the good link at the other end; off both alike where neither has a height to speak of.
     """
     both = height[source] + height[target]
-    share = np.zeros(len(height))
-    np.maximum.at(share, source, np.maximum(both - room, 0.0) / np.maximum(both, 1e-12))
-    return height * (1.0 - share)
+    missing = np.maximum(both - room, 0.0)
+    flat = both < FLAT_S
+    share, half = np.zeros(len(height)), np.zeros(len(height))
+    np.maximum.at(share, source, np.where(flat, 0.0, missing / np.maximum(both, FLAT_S)))
+    np.maximum.at(half, source[flat], missing[flat] / 2.0)
+    return height * (1.0 - share) - half
 
 
 def latency_map(

@@ -10,6 +10,9 @@ closed tour through head c and candidate j is at least ``2 r |x_c - x_j|`` long.
 
     candidate j rides with head c in a cheaper ring  only if  max(thr_c, thr_j) + 2 r |x_c - x_j| < U.        (disc)
 
+A peer that holds all layers may lead a ring and end it too, with others between: then the token's way home is free, and
+what the bounds charge for it at both ends is given back (:func:`_finish`).
+
 So each head sees only a small disc of candidates. Inside each disc the sweep is repeated (sweep.py): with the far-away
 fast machines gone it is much sharper, it now knows the distance from the head (in bands, which cost what lies between
 them), and it tells what a candidate costs as the ring's head from what it costs as a rider; that kills most heads and
@@ -89,9 +92,24 @@ def _bounds(problem: Problem, height: Floats) -> Floats:
     return through(
         Rows(
             problem.layers, problem.start, problem.end, one, one, 1, 1, np.zeros(1),
-            height + problem.entry, leave, height + problem.tail, problem.per_layer,
+            height + problem.entry, leave, _finish(problem.tail, height, _holds_all(problem)), problem.per_layer,
         )
     )  # fmt: skip
+
+
+def _holds_all(problem: Problem) -> Bools:
+    """Candidates that may be a ring's head and, others between, its tail: the way home is then free."""
+    both: Bools = (problem.start == 0) & (problem.end == problem.layers)
+    return both
+
+
+def _finish(tail: Floats, height: Floats, comes_back: Bools) -> Floats:
+    """What ending a ring costs at least: `tail` and this side of the way home.
+
+    A tail that `comes_back` finds itself as the head: there is no way home, and the height that it paid on being
+    entered as head is given back. (Between two candidates of one peer nothing is charged: :func:`_several`.)
+    """
+    return tail + np.where(comes_back, -np.abs(height), height)
 
 
 def _several(problem: Problem) -> Bools:
@@ -310,11 +328,13 @@ def _inside_discs(
     np.maximum.at(width, centre, gap)
     width = width / bands + SLACK
     side = height[at]
+    # Only a head of this very centre finds itself at home.
+    comes_back = _holds_all(problem)[at] & ~leads & (centres.of[at] == centre)
     leave = side + np.where(_several(problem), 0.0, problem.upload)[at]
     rows = Rows(
         problem.layers, np.where(leads, 0, np.maximum(problem.start[at], 1)), problem.end[at],
         centre, np.minimum((gap / width[centre]).astype(np.int64), bands - 1), len(width), bands, width,
-        side + problem.entry[at], leave, side + problem.tail[at], problem.per_layer[at], leads,
+        side + problem.entry[at], leave, _finish(problem.tail[at], side, comes_back), problem.per_layer[at], leads,
     )  # fmt: skip
     bound = through(rows)
     as_head = np.full(len(problem), np.inf)

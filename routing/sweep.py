@@ -64,10 +64,11 @@ def through(rows: Rows) -> Floats:
     found = np.empty(len(rows.start))
     found[sweep.order] = sweep.outward(sweep.homeward())
     # A chain adds at most four numbers a layer. Negative ones make its parts larger than the whole.
-    below = -min(0.0, float(rows.enter.min()), float(rows.leave.min()), float(rows.finish.min()))
+    hop = -min(0.0, float(rows.enter.min()), float(rows.leave.min()))
+    below = 2.0 * (rows.layers + 1) * hop - min(0.0, float(rows.finish.min()))
     rounding = 4.0 * (rows.layers + 2) * _UNIT
     known = np.isfinite(found)
-    found[known] -= rounding * (np.abs(found[known]) + 2.0 * (rows.layers + 1) * below)
+    found[known] -= rounding * (np.abs(found[known]) + below)
     return found
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from paceline.routing import prune
@@ -16,7 +16,7 @@ from paceline.routing.coordinates import Coordinate
 from paceline.routing.cost import stage_costs
 from paceline.routing.latency import Ints
 from paceline.routing.plan import RingRequest
-from paceline.routing.problem import Problem, path_cost, solve, stages_of
+from paceline.routing.problem import Problem, cut_out, path_cost, ride_once, solve, stages_of
 from paceline.routing.sweep import Rows, through
 from paceline.routing.view import swarm_view
 
@@ -84,6 +84,7 @@ seeds = st.integers(0, 2**32 - 1)
 @given(
     seeds, st.integers(2, 60), st.integers(1, 12), st.sampled_from([0.0, 0.1, 1.0]), st.sampled_from([0.0, 0.0, 0.4])
 )
+@example(4_275_779_272, 48, 12, 0.0, 0.0)  # the head is the tail too: its way home is free
 def test_equal_to_the_plain_programme(seed: int, size: int, layers: int, noise: float, several: float) -> None:
     check(problem(seed, size, layers, noise, several))
 
@@ -98,6 +99,39 @@ def test_equal_under_a_stage_limit(seed: int, size: int, layers: int, limit: int
 @given(seeds, st.integers(100, 400), st.integers(4, 24), st.sampled_from([0.0, 0.1]))
 def test_equal_among_hundreds(seed: int, size: int, layers: int, noise: float) -> None:
     check(problem(seed, size, layers, noise, 0.05))
+
+
+def with_ends_of_few(case: Problem, few: int) -> Problem:
+    """The same swarm where `few` slow peers hold all layers, may ride at both ends, and nobody else holds an end."""
+    mine = case.peer < few
+    start, end = np.where(mine, 0, case.start), np.where(mine, case.layers, case.end)
+    slow = np.where(mine, 2.0 * case.per_layer, case.per_layer)
+    case = replace(case, start=start, end=end, per_layer=slow, twice=frozenset(range(few)))
+    case = cut_out(case, case.peer >= few, 0, 1)
+    return cut_out(case, case.peer >= few, case.layers - 1, case.layers)
+
+
+@settings(max_examples=150, deadline=None)
+@given(seeds, st.integers(2, 60), st.integers(2, 12), st.sampled_from([0.0, 0.1, 1.0]), st.integers(1, 3))
+@example(153, 43, 12, 0.1, 2)
+def test_equal_where_a_head_ends_its_own_ring(seed: int, size: int, layers: int, noise: float, few: int) -> None:
+    case = with_ends_of_few(problem(seed, size, layers, noise, 0.0), few)
+    check(case)
+    plain, quick = ride_once(case, solve), ride_once(case, prune.solve_at_scale)
+    assert (plain is None) == (quick is None)
+    if plain is not None and quick is not None:
+        assert quick.cost == pytest.approx(plain.cost, abs=1e-12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(seeds, st.integers(2, 60), st.integers(2, 12), st.sampled_from([0.1, 2.0]), st.sampled_from([0.5, 1.0]))
+@example(141, 25, 10, 2.0, 1.0)
+def test_equal_where_peers_claim_no_height(seed: int, size: int, layers: int, noise: float, share: float) -> None:
+    """An offer may claim a height of nothing, and a measured pair be shorter than its places are apart."""
+    case = problem(seed, size, layers, noise, 0.0)
+    flat = np.random.default_rng(seed).random(case.latency.peers) < share
+    height = np.where(flat, 0.0, case.latency.height)
+    check(replace(case, latency=replace(case.latency, height=height)))
 
 
 @settings(max_examples=100, deadline=None)
