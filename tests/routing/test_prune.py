@@ -16,7 +16,7 @@ from paceline.routing.coordinates import Coordinate
 from paceline.routing.cost import stage_costs
 from paceline.routing.latency import Ints
 from paceline.routing.plan import RingRequest
-from paceline.routing.problem import Problem, cut_out, path_cost, ride_once, solve, stages_of
+from paceline.routing.problem import Problem, Solution, cut_out, path_cost, ride_once, solve, stages_of
 from paceline.routing.sweep import Rows, through
 from paceline.routing.view import swarm_view
 
@@ -132,6 +132,37 @@ def test_equal_where_peers_claim_no_height(seed: int, size: int, layers: int, no
     flat = np.random.default_rng(seed).random(case.latency.peers) < share
     height = np.where(flat, 0.0, case.latency.height)
     check(replace(case, latency=replace(case.latency, height=height)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(seeds, st.integers(2, 40), st.integers(2, 12), st.sampled_from([0.0, 0.1, 1.0]), st.integers(0, 2))
+def test_no_bound_is_above_a_ring(seed: int, size: int, layers: int, noise: float, few: int) -> None:
+    """The cheapest ring of each of some heads, not only of the best, as if it were the one to be found."""
+    case = problem(seed, size, layers, noise, 0.1)
+    case = with_ends_of_few(case, few) if few else case
+    for head in np.flatnonzero(case.start == 0)[:6]:
+        ring = solve(case, heads=np.array([head]))
+        if ring is not None and len(ring.legs) > 1:
+            survives(case, ring)
+
+
+def survives(case: Problem, ring: Solution) -> None:
+    """No bound on the ring's riders is above what it costs, whatever the neighbourhoods."""
+    limit, (head, *riders) = ring.cost + prune.SLACK, [leg[0] for leg in ring.legs]
+    bounds = prune._bounds(case, prune._safe_heights(case))
+    assert (bounds[[head, *riders]] <= limit).all()
+    stretch, height = prune._geometry(case, bounds, ring.cost)
+    bounds = prune._bounds(case, height)
+    assert (bounds[[head, *riders]] <= limit).all()
+    place, heads = stretch * case.latency.place[case.peer], np.flatnonzero(case.start == 0)
+    for side in (0.02, 0.002, 0.0):
+        centres = prune._neighbourhoods(place, heads, bounds, side, np.zeros_like(heads))
+        pairs = prune._discs(place, centres, bounds, ring.cost)
+        bound, as_head = prune._inside_discs(case, height, centres, pairs, 4)
+        mine = (pairs.centre == centres.of[head]) & np.isin(pairs.member, riders)
+        assert set(pairs.member[mine]) == set(riders)
+        assert (bound[mine] <= limit).all()
+        assert as_head[head] <= limit
 
 
 @settings(max_examples=100, deadline=None)
