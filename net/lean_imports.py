@@ -13,9 +13,18 @@ def _no(*_: Any, **__: Any) -> bool:
     return False
 
 
+class _NeverRaised(Exception):
+    """An error of a transport that is not there."""
+
+
 ROWS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
     ("libp2p.transport.quic", "TCP only; brings aioquic and OpenSSL", {}),
     ("libp2p.transport.quic.utils", "same; asked of every address", {"is_quic_multiaddr": _no}),
+    (
+        "libp2p.transport.quic.exceptions",
+        "same; named in NetStream's except clauses, which take classes of exceptions only",
+        {"QUICStreamClosedError": _NeverRaised, "QUICStreamResetError": _NeverRaised},
+    ),
     ("libp2p.transport.websocket", "TCP only", {}),
     ("libp2p.transport.webrtc", "TCP only", {}),
     ("libp2p.transport.webtransport", "TCP only", {}),
