@@ -15,6 +15,7 @@ import fcntl
 import os
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
+from pathlib import Path
 
 from paceline.store.manifest import Block
 from paceline.store.store import Store
@@ -36,7 +37,7 @@ class Partial:
 
     @classmethod
     def open(cls, store: Store, block: Block, piece_bytes: int) -> Partial | None:
-        """None where another process is fetching this block."""
+        """None where another process is fetching this block, or has just completed it."""
         folder = store.root / "partial"
         folder.mkdir(exist_ok=True)
         handle = os.open(folder / block.hash, os.O_RDWR | os.O_CREAT, 0o644)
@@ -44,6 +45,9 @@ class Partial:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(handle)
+            return None
+        if not _is_at(handle, folder / block.hash):
+            os.close(handle)  # the other process completed it in between: this is the store's own file by now
             return None
         return cls(store, block, piece_bytes, handle)
 
@@ -79,6 +83,13 @@ class Partial:
         """Let go of the block; what has landed stays."""
         os.close(self._file)
         os.close(self._map)
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def compare(known: Mapping[int, bytes], good: Mapping[int, bytes]) -> set[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -297,4 +298,24 @@ def test_a_block_is_fetched_by_one_process_at_a_time(tmp_path: Path) -> None:
     assert again.landed() == {0, 1, 2}
     again.complete()
     again.close()
+    assert store.read(block.digest) == data
+
+
+def test_a_block_that_another_process_completes_meanwhile_is_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, data = Store(tmp_path), os.urandom(900)
+    block = Store(tmp_path / "scratch").put(data)
+    first = Partial.open(store, block, 1000)
+    assert first is not None
+    first.write(0, memoryview(data))
+    flock = fcntl.flock
+
+    def lock_after(handle: int, how: int) -> None:
+        first.complete()
+        first.close()
+        flock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", lock_after)
+    assert Partial.open(store, block, 1000) is None
     assert store.read(block.digest) == data
