@@ -232,7 +232,7 @@ def _around_heads(problem: Problem, bounds: Floats, limit: float) -> Solution | 
     for finer in (side / FINER, 0.0):
         bound, as_head = _inside_discs(problem, height, centres, pairs, BANDS)
         if best is None and np.count_nonzero(bound <= limit + SLACK) > MANY:
-            best = _better(best, _most_promising(problem, centres, pairs, bound, as_head, limit))
+            best = _better(best, _most_promising(problem, centres, pairs, bound, as_head, limit, BATCH))
             limit = limit if best is None else best.cost
         heads = heads[as_head[heads] <= limit + SLACK]
         if not len(heads):
@@ -243,7 +243,12 @@ def _around_heads(problem: Problem, bounds: Floats, limit: float) -> Solution | 
         pairs = _inherited(place, centres, bounds, limit, (parent, pairs.centre[alive], pairs.member[alive]))
     if len(heads):
         bound, as_head = _inside_discs(problem, height, centres, pairs, 2 * BANDS)
-        alive = bound <= limit + SLACK
+        alive, size = bound <= limit + SLACK, 2 * BATCH
+        while size < np.count_nonzero(alive) and np.count_nonzero(alive) > MANY:
+            nearer = _most_promising(problem, centres, pairs, bound, as_head, limit, size)
+            best, size = nearer or best, 2 * size
+            limit = limit if nearer is None else nearer.cost
+            alive = bound <= limit + SLACK
         best = _better(best, _exact(problem, heads, pairs.centre[alive], pairs.member[alive], as_head[heads], limit))
     return None if best is None else _renamed(best, kept)
 
@@ -349,12 +354,18 @@ def _leads(centres: _Centres, pairs: _Pairs) -> Bools:
 
 
 def _most_promising(
-    problem: Problem, centres: _Centres, pairs: _Pairs, bound: Floats, as_head: Floats, limit: float
+    problem: Problem,
+    centres: _Centres,
+    pairs: _Pairs,
+    bound: Floats,
+    as_head: Floats,
+    limit: float,
+    size: int,
 ) -> Solution | None:
-    """A ring that costs less than `limit`, if the head whose bound is least leads one with its best companions."""
+    """A ring below `limit`, if the head whose bound is least leads one with its best `size` companions."""
     lead = int(as_head.argmin())
     mine = np.flatnonzero(pairs.centre == centres.of[lead])
-    mine = mine[np.argsort(bound[mine], kind="stable")[:BATCH]]
+    mine = mine[np.argsort(bound[mine], kind="stable")[:size]]
     rows = np.union1d(pairs.member[mine], [lead])
     found = solve(problem.take(rows), limit, np.searchsorted(rows, [lead]))
     return None if found is None else _renamed(found, rows)
