@@ -117,17 +117,18 @@ def test_a_killed_node_costs_a_pause_and_no_token(swarm: LocalSwarm, home: Path)
         for piece in answer:
             tokens.append(piece.token)
             if len(tokens) == 10:
+                before = len(answer.result.route)
                 middle = answer.result.route[1].peer
                 next(node for node in swarm.nodes if node.peer == middle).kill()
         assert tokens == undisturbed
         assert len(answer.result.failovers) == 1
         assert answer.result.failovers[0].lost == (middle,)
-        assert answer.result.failovers[0].kept == 2
+        assert answer.result.failovers[0].kept == before - 1, "all others keep what they hold"
 
 
 def test_the_times_that_stages_tell_are_the_time_that_a_token_takes(swarm: LocalSwarm, home: Path) -> None:
     with Client(swarm.bootstrap, home=home) as client:
         answer = client.generate(PROMPT, max_tokens=32, ignore_eos=True, trace=True)
         found = timeline(list(answer), answer.result)
-        assert len(found.stages) == len(answer.result.route) == 3
+        assert len(found.stages) == len(answer.result.route) >= 3
         assert abs(found.off) <= 0.10
