@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from msgspec import UNSET
 from msgspec.structs import replace
@@ -27,7 +28,8 @@ from paceline.gateway.replies import (
     TopLogprob,
 )
 from paceline.gateway.toolcalls import Call, ToolCallParser
-from paceline.gateway.writers import Event, Head, finish_of, usage, utf8
+from paceline.gateway.writers import Event, Head, Plain, finish_of, usage, utf8
+from paceline.wire.messages import Timings
 
 
 @dataclass(slots=True)
@@ -49,23 +51,30 @@ class ChatWriter:
         self._logprobs = logprobs
         self._with_usage = with_usage
         self._choices = [_Choice() for _ in range(choices)]
+        self._plain = [Plain(partial(self._text, choice)) for choice in range(choices)]
         self._parsers = [ToolCallParser() if tools else None for _ in range(choices)]
 
     def begin(self) -> list[Event]:
         """Nothing: the role travels with each choice's first chunk."""
         return []
 
-    def piece(self, choice: int, piece: Piece, ride: RideAccount | None) -> list[Event]:
+    def piece(self, choice: int, piece: Piece, ride: RideAccount | None, timings: Timings = ()) -> list[Event]:
         """A chunk where there is anything to tell."""
         state, parser = self._choices[choice], self._parsers[choice]
-        found = parser.feed(piece.text) if parser else [piece.text] if piece.text else []
         logprob = content_logprob(piece.logprob) if self._logprobs and piece.logprob else None
+        if parser is None and logprob is None and ride is None and not timings and state.began:
+            state.text.append(piece.text)
+            return [self._plain[choice](piece.text)] if piece.text else []
+        found = parser.feed(piece.text) if parser else [piece.text] if piece.text else []
         if logprob is not None:
             state.logprobs.append(logprob)
-        if not found and logprob is None and ride is None and not piece.timings and state.began:
+        if not found and logprob is None and ride is None and not timings and state.began:
             return []
         chunk = self._chunk(choice, self._delta(state, found), [logprob] if logprob else [], ride=ride)
-        return [Event(replace(chunk, timings=list(piece.timings)) if piece.timings else chunk)]
+        return [Event(replace(chunk, timings=list(timings)) if timings else chunk)]
+
+    def _text(self, choice: int, text: str) -> ChatChunk:
+        return self._chunk(choice, Delta(content=text), [])
 
     def _delta(self, state: _Choice, found: Sequence[str | Call]) -> Delta:
         text = "".join(part for part in found if isinstance(part, str))

@@ -7,7 +7,7 @@ error event; a stream that ends without a finish reason did not finish.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import msgspec
 import trio
@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from paceline.client.results import Piece, Result
+from paceline.gateway.connection import WriteChunk, chunk_writer
 from paceline.gateway.errors import body_of, headers_of, status_of
 from paceline.gateway.source import Source, account, headers
 from paceline.gateway.writers import Event, Writer
@@ -67,10 +68,11 @@ class Delivery(Response):
         self._opening: list[Event] | None = None
         self._sending = trio.Lock() if len(job.sources) > 1 else None
         self._send: Send
+        self._chunk: WriteChunk | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        self._send = send
+        self._send, self._chunk = send, chunk_writer(scope)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_cancel_when_gone, receive, nursery.cancel_scope)
@@ -132,9 +134,7 @@ class Delivery(Response):
         if job.events and job.streamed and source.version != self._versions[choice]:
             self._versions[choice] = source.version
             ride = account(source.result())
-        if piece.timings and not job.events:
-            piece = replace(piece, timings=())
-        events = job.writer.piece(choice, piece, ride)
+        events = job.writer.piece(choice, piece, ride, piece.timings if job.events else ())
         if piece.index > job.after:
             await self._emit(events, f"{piece.index}" if job.numbered else "")
 
@@ -178,7 +178,10 @@ class Delivery(Response):
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
     async def _body(self, data: bytes, *, more: bool = True) -> None:
-        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+        if more and self._chunk is not None:
+            await self._chunk(data)
+        else:
+            await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
 
 def _encode(event: Event, mark: str = "") -> bytes:

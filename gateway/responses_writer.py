@@ -20,6 +20,7 @@ from paceline.gateway.replies import (
     RideAccount,
 )
 from paceline.gateway.writers import Event, finish_of
+from paceline.wire.messages import Timings
 
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
 
@@ -101,7 +102,7 @@ class ResponsesWriter:
             self._part("response.content_part.added", OutputText("")),
         ]
 
-    def piece(self, choice: int, piece: Piece, ride: RideAccount | None) -> list[Event]:
+    def piece(self, choice: int, piece: Piece, ride: RideAccount | None, timings: Timings = ()) -> list[Event]:
         """A delta where there is text."""
         self._text.append(piece.text)
         if not piece.text and ride is None:

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import logging
-import os
 import socket
 from collections.abc import Callable
 from functools import partial
-from typing import cast
 
 import trio
 from hypercorn.config import Config
-from hypercorn.trio import serve as hypercorn_serve
-from hypercorn.typing import ASGIFramework
+from hypercorn.trio.worker_context import WorkerContext
 
 from paceline.client.core import ClientCore
 from paceline.gateway.app import gateway
 from paceline.gateway.config import GatewayConfig
+from paceline.gateway.connection import Connection
 from paceline.gateway.spans import configured
 from paceline.wire.errors import InvalidRequest
 
 BACKLOG = 128
-STOPPING_S = 1.0
-"""Running answers get so long to end once the gateway is told to stop."""
 
 
 async def serve(core: ClientCore, config: GatewayConfig, *, started: Callable[[str], None]) -> None:
@@ -31,24 +27,24 @@ async def serve(core: ClientCore, config: GatewayConfig, *, started: Callable[[s
     Use inside ``async with core.run()``, for example ``nursery.start_soon(partial(serve, core, config, started=…))``.
     """
     with _listening(config) as listener:
-        server = Config()
-        server.bind = [f"fd://{os.dup(listener.fileno())}"]
-        server.accesslog = None
-        server.errorlog = logging.getLogger("paceline.gateway")
-        server.loglevel = "WARNING"
-        server.graceful_timeout = STOPPING_S
-        server.h11_max_incomplete_size = 64 * 1024
-        server.include_server_header = False
-        port = listener.getsockname()[1]
         spans = configured()
-        app = cast(ASGIFramework, gateway(core, config, spans).app)
+        connection = partial(Connection, gateway(core, config, spans).app, _server(), WorkerContext(None))
+        started(_url(config.host, listener.getsockname()[1]))
         try:
-            async with trio.open_nursery() as nursery:
-                await nursery.start(partial(hypercorn_serve, app, server, mode="asgi"))
-                started(_url(config.host, port))
+            await trio.serve_listeners(connection, [trio.SocketListener(trio.socket.from_stdlib_socket(listener))])
         finally:
             if spans is not None:
                 spans.close()
+
+
+def _server() -> Config:
+    server = Config()
+    server.accesslog = None
+    server.errorlog = logging.getLogger("paceline.gateway")
+    server.loglevel = "WARNING"
+    server.h11_max_incomplete_size = 64 * 1024
+    server.include_server_header = False
+    return server
 
 
 def _url(host: str, port: int) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
+import trio
 
 from paceline.client.results import Piece, Result
 from paceline.client.stream import Stream
@@ -72,6 +73,7 @@ class ResumedSource:
     async def receive(self) -> Piece | None:
         """See Source."""
         if self._replay:
+            await trio.lowlevel.checkpoint()  # others run too while a long answer is said again
             return self._replay.pop()
         return None if self._stream is None else await self._stream.receive()
 

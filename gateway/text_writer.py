@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from msgspec import UNSET
 from msgspec.structs import replace
 
 from paceline.client.results import Piece, Result, TokenLogprob
 from paceline.gateway.replies import ErrorBody, FinishReason, RideAccount, TextChoice, TextCompletion, TextLogprobs
-from paceline.gateway.writers import Event, Head, finish_of, usage
+from paceline.gateway.writers import Event, Head, Plain, finish_of, usage
+from paceline.wire.messages import Timings
 
 
 @dataclass(slots=True)
@@ -38,6 +40,7 @@ class TextWriter:
         self._logprobs = logprobs
         self._with_usage = with_usage
         self._choices = [_Choice(echo) for echo in echoes]
+        self._plain = [Plain(partial(self._text, index)) for index in range(len(echoes))]
 
     def begin(self) -> list[Event]:
         """Echoes, where asked for."""
@@ -47,7 +50,7 @@ class TextWriter:
             if state.echo
         ]
 
-    def piece(self, choice: int, piece: Piece, ride: RideAccount | None) -> list[Event]:
+    def piece(self, choice: int, piece: Piece, ride: RideAccount | None, timings: Timings = ()) -> list[Event]:
         """A chunk where there is anything to tell."""
         state = self._choices[choice]
         offset = len(state.echo) + state.length
@@ -58,10 +61,13 @@ class TextWriter:
             state.logprobs.append(piece.logprob)
             state.offsets.append(offset)
             logprobs = self._told([piece.logprob], [offset])
-        if not piece.text and logprobs is None and ride is None and not piece.timings:
-            return []
+        if logprobs is None and ride is None and not timings:
+            return [self._plain[choice](piece.text)] if piece.text else []
         chunk = self._bare([TextChoice(choice, piece.text, logprobs)], ride)
-        return [Event(replace(chunk, timings=list(piece.timings)) if piece.timings else chunk)]
+        return [Event(replace(chunk, timings=list(timings)) if timings else chunk)]
+
+    def _text(self, choice: int, text: str) -> TextCompletion:
+        return self._bare([TextChoice(choice, text)])
 
     def end(self, choice: int, result: Result) -> list[Event]:
         """The chunk with the finish reason."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from msgspec import Struct
+import msgspec
+from msgspec import Raw, Struct
 
 from paceline.client.results import Piece, Result
 from paceline.gateway.replies import ErrorBody, FinishReason, RideAccount, Usage
+from paceline.wire.messages import Timings
 
 REPLACEMENT = "�"
 
@@ -17,8 +19,21 @@ REPLACEMENT = "�"
 class Event(NamedTuple):
     """One server-sent event."""
 
-    body: Struct
+    body: Struct | Raw
     name: str = ""
+
+
+class Plain:
+    """Events of pieces that are text and nothing else, as nearly all are: the record is encoded once, with a hole.
+    `record`: the record of such a piece, in which no text comes behind the piece's.
+    """
+
+    def __init__(self, record: Callable[[str], Struct]) -> None:
+        self._before, _, self._behind = msgspec.json.encode(record("\0")).rpartition(msgspec.json.encode("\0"))
+
+    def __call__(self, text: str) -> Event:
+        """The event that ``Event(record(text))`` is."""
+        return Event(Raw(self._before + msgspec.json.encode(text) + self._behind))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +56,8 @@ class Writer(Protocol):
         """What comes before the first piece."""
         ...
 
-    def piece(self, choice: int, piece: Piece, ride: RideAccount | None) -> list[Event]:
-        """`ride`: to be told with this piece."""
+    def piece(self, choice: int, piece: Piece, ride: RideAccount | None, timings: Timings = ()) -> list[Event]:
+        """`ride` and `timings`: to be told with this piece."""
         ...
 
     def end(self, choice: int, result: Result) -> list[Event]:
