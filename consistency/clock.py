@@ -72,6 +72,10 @@ class Clock:
         lengths[index] = max(lengths[index], length)
         return replace(self, lengths=tuple(lengths))
 
+    def cut(self, branch: Branch, length: int) -> Clock:
+        """The clock of a new branch, which replaces all positions from `length` on."""
+        return replace(self, branch=branch, lengths=tuple(min(held, length) for held in self.lengths))
+
     def deltas(self, base: int, upto: int | None = None) -> tuple[int, ...]:
         """Wire form: the first `upto` lengths as differences to `base`, a byte each when stages are in step."""
         return tuple(length - base for length in self.lengths[:upto])

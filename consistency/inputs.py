@@ -96,10 +96,15 @@ class Inbox:
             self.length = given.end
         return wanted
 
-    def clear(self) -> None:
-        """Forget what was accepted. A result still to come is no longer wanted."""
+    def draws(self, index: int) -> bool:
+        """True where the work that runs will draw token `index`."""
+        return self._running is not None and self._running.sample and self._running.end == index
+
+    def clear(self, keeps: int = 0) -> None:
+        """Forget what was accepted. A result still to come is wanted only where it ends within `keeps` positions."""
         self._queue.clear()
-        self._running = None
+        if self._running is not None and self._running.end > keeps:
+            self._running = None
 
     def crop(self, length: int) -> bool:
         """Hold nothing from `length` on, neither applied, running nor queued. True where the KV itself shrinks."""

@@ -3,7 +3,7 @@
 Recovery line p: the greatest position that every survivor has reached and whose next token the owner holds. The owner
 of a log of `known` tokens feeds position known - 1 again, so p ≤ known - 1; and the tail drew token known - 1 only
 after every stage of that ring had applied positions [0, known - 1). So p = known - 1 from the first token on, and 0
-before it. Nothing has to be asked before repairing.
+before it. Nothing has to be asked before repairing. What a survivor holds behind p, up to `known`, it keeps (`kept`).
 
 Tiers, best first: a *shadow* starts from p as a survivor does (it asks for what it lags); a *journal* replacement
 starts from 0 and is fed by its upstream neighbour; *tokens* starts everybody from 0. A journal is never worse than
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from paceline.wire.messages import Stage
+from paceline.wire.messages import OpenStage, Stage
 
 
 class Tier(Enum):
@@ -64,6 +64,18 @@ def plan(old: Sequence[Stage], new: Sequence[Stage], line: int, *, from_tokens: 
     replaced = len(new) - kept - promoted
     tier = Tier.JOURNAL if replaced else Tier.SHADOW if promoted else Tier.NONE
     return RepairPlan(line, tuple(lengths), tier, kept)
+
+
+def kept(m: OpenStage, end: int, journal_first: int, *, draws: bool) -> int:
+    """Positions that stay in a stage whose span ended at `end` when `m` opens an epoch.
+
+    The plan's number, and of a survivor also the one position in flight, which the recovery line leaves out: it follows
+    from the owner's log as well. But a stage must still have what comes after the line to send on, so its journal
+    begins at the line or before it, and a tail, which drew from that position, can say that token (again) (`draws`).
+    """
+    line = m.lengths[m.index] if m.route[m.index].end == end else 0
+    goes_on = draws if m.index == len(m.route) - 1 else journal_first <= line
+    return m.known if line and goes_on else line
 
 
 def replay_estimate_s(line: int, row_bytes: int, uplink_bytes_per_s: float, prefill_s_per_position: float) -> float:

@@ -9,14 +9,13 @@ Legal life: created by an OpenStage → open (any number of epochs, each greater
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from paceline.consistency.clock import Clock
 from paceline.consistency.decision import Case, Claim, Standing, decide
 from paceline.consistency.effects import CropKv, FreeKv, Send, StageEffect, Violation
 from paceline.consistency.inputs import Drawn, Inbox, Input
 from paceline.consistency.journal import Spill
 from paceline.consistency.outbox import Outbox, Piece
+from paceline.consistency.recovery import kept
 from paceline.consistency.seat import Asked, Seat
 from paceline.consistency.tail import TailLog
 from paceline.wire.codec import Buffer
@@ -127,13 +126,19 @@ class StageMachine:
             return [self._error(sender, m.epoch, "wrong_revision", "this stage serves another revision")]
         if m.route[m.index].start != self.layer:
             return [Violation(sender, "OpenStage for another stage")]
-        effects: list[StageEffect] = []
-        if self._installed and sender != self.owner:
-            effects.append(Send(self.owner, FencedBy(self.session, m.epoch)))
-        self._inbox.clear()
-        effects += self._crop(m.lengths[m.index] if m.route[m.index].end == self.end else 0)
+        fenced = [Send(self.owner, FencedBy(self.session, m.epoch))] if self._installed and sender != self.owner else []
+        length = kept(m, self.end, self.journal.first, draws=self._draws(m))
+        self._inbox.clear(length)
+        cropped = self._crop(length)
         self._adopt(sender, m)
-        return [*effects, self._opened(), *self._pump()]
+        again = self._tail.begin(m, self.length, self.clock.deltas(m.known))
+        said = [] if again is None else [Send(sender, again), *self._release()]
+        return [*fenced, *cropped, self._opened(), *said, *self._pump()]
+
+    def _draws(self, m: OpenStage) -> bool:
+        """True where the token that the owner of a new epoch waits for was drawn here, or is being drawn."""
+        drawn = self._tail.drew(m.known) or self._inbox.draws(m.known)
+        return drawn and not m.shadow and m.sampling == self.config.sampling
 
     def _adopt(self, sender: PeerId, m: OpenStage) -> None:
         self.end = m.route[m.index].end
@@ -141,7 +146,6 @@ class StageMachine:
         self.owner, self._installed, self.orphan = sender, True, False
         lengths = (*m.lengths[: m.index], self.length, *m.lengths[m.index + 1 :])
         self.clock = Clock(self.revision, Epoch(m.epoch), Branch(m.branch), lengths)
-        self._tail.begin(m.known)
         self._cut, self._asked = 0, Asked()
         silent = self.seat.is_tail or m.shadow
         self._outbox.begin(() if silent else self.seat.downstream, 0 if silent else m.lengths[m.index + 1])
@@ -222,8 +226,7 @@ class StageMachine:
         """A new branch begins at `given`: what it replaces was never committed."""
         self._cut = given.start
         effects = self._crop(given.start)
-        lengths = tuple(min(held, given.start) for held in self.clock.lengths)
-        self.clock = replace(self.clock, branch=Branch(given.branch), lengths=lengths)
+        self.clock = self.clock.cut(Branch(given.branch), given.start)
         self._tail.roll_back(given.start)
         return effects
 
@@ -232,9 +235,8 @@ class StageMachine:
         if self._asked.missing_from == self.expected:
             return []
         self._asked.missing_from = self.expected
-        if self.seat.is_head:  # the owner has every token that the tail drew, and the tail may be gone
-            return [self._please(self.owner, 0, self.expected)]
-        return [self._ask_upstream()]
+        # Of a head, the owner: it has every token that the tail drew, and the tail may be gone.
+        return [self._please(self.owner, 0, self.expected) if self.seat.is_head else self._ask_upstream()]
 
     def _ask_upstream(self) -> Send:
         return self._please(self.seat.upstream.at, self.seat.upstream.start, self.expected)
@@ -308,9 +310,7 @@ class StageMachine:
         if peer not in self._asked.unsure:
             return []
         self._asked.unsure.discard(peer)
-        if not self.seat.feeds_me(peer):
-            return []
-        return [self._ask_upstream()]
+        return [self._ask_upstream()] if self.seat.feeds_me(peer) else []
 
     # --- the engine -------------------------------------------------------------------------------------------
 
@@ -344,13 +344,12 @@ class StageMachine:
         """The engine could not apply `given` (unusable activations from upstream): nothing of it was kept."""
         if self.closed:
             return []
-        effects: list[StageEffect] = [CropKv(self.length)]
         if not self._inbox.finish(given, applied=False):
-            return effects
+            return [CropKv(self.length)]
         self._inbox.clear()
         accused = "" if self.seat.is_head else self.seat.upstream.at.peer
         code = "protocol_violation" if accused else "internal_error"
-        return [*effects, self._error(self.owner, self.epoch, code, detail, accused=accused)]
+        return [CropKv(self.length), self._error(self.owner, self.epoch, code, detail, accused=accused)]
 
     def _drawn(self, given: Input, drawn: Drawn) -> list[StageEffect]:
         event = self._tail.draw(self.config, self.branch, given.end, drawn, self.clock.deltas(given.end))

@@ -30,11 +30,19 @@ class TailLog:
         """The newest event."""
         return self._events[-1] if self._events else None
 
-    def begin(self, known: int) -> None:
-        """A new epoch, whose owner holds `known` tokens."""
+    def drew(self, index: int) -> bool:
+        """True where `index` is the last token that was drawn."""
+        return self.last is not None and self.last.index == index
+
+    def begin(self, m: OpenStage, length: int, lengths: tuple[int, ...]) -> TokenEvent | None:
+        """A new epoch, begun with `length` positions: the token that its owner lacks, where those led to it before."""
+        last = self.last if length == m.known and self.drew(m.known) else None
         self._events.clear()
         self._withheld = None
-        del self.history[known:]
+        del self.history[m.known :]
+        if last is None:
+            return None
+        return self.draw(m, m.branch, m.known, Drawn(last.token, last.logprob, last.top), lengths)
 
     def roll_back(self, start: int) -> None:
         """Positions from `start` on are replaced: what was drawn after them never was. Token `start` itself stands."""

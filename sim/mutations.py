@@ -22,6 +22,7 @@ from paceline.consistency.outbox import Outbox
 from paceline.consistency.owner import Owner, Phase
 from paceline.consistency.seat import Seat
 from paceline.consistency.stage import StageMachine
+from paceline.consistency.tail import TailLog
 from paceline.sim.checks import Broken
 from paceline.sim.run import simulate
 from paceline.wire.ids import Epoch
@@ -80,7 +81,7 @@ def _accept_as_if_next(case: Case) -> Callable[..., Any]:
 
 
 _install, _crop = StageMachine._install, StageMachine._crop
-_adopt = StageMachine._adopt
+_adopt, _begin = StageMachine._adopt, TailLog.begin
 _rewind, _read, _append = Outbox.rewind, Journal.read, Journal.append
 
 
@@ -99,6 +100,10 @@ def _finish_always(self: Inbox, given: Input, applied: bool) -> bool:
     self._busy = self._running = None
     self.length = given.end
     return True
+
+
+def _begin_silently(self: TailLog, m: Any, length: int, lengths: tuple[int, ...]) -> None:
+    _begin(self, m, length, lengths)
 
 
 def _append_unbounded(self: Journal, start: int, n: int, data: Any) -> None:
@@ -136,7 +141,8 @@ MUTATIONS = (
     ),
     Mutation("open again what was closed", ((Fences, "over", lambda self, session, epoch: None),)),
     Mutation("forget the crop of the KV", ((StageMachine, "_crop", _crop_silently),)),
-    Mutation("keep the queue over a new epoch", ((Inbox, "clear", lambda self: None),)),
+    Mutation("keep the queue over a new epoch", ((Inbox, "clear", lambda self, keeps=0: None),)),
+    Mutation("leave the token unsaid that a new epoch lacks", ((TailLog, "begin", _begin_silently),)),
     Mutation("keep a result of the past", ((Inbox, "finish", _finish_always),)),
     Mutation("resend from one position too late", ((Outbox, "rewind", lambda self, p, h: _rewind(self, p, h + 1)),)),
     Mutation(

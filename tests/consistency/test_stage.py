@@ -24,6 +24,7 @@ from consistency_making import (
 )
 
 from paceline.consistency.effects import CropKv, FreeKv, Send, Violation
+from paceline.consistency.inputs import Drawn
 from paceline.wire.messages import (
     CloseStage,
     FencedBy,
@@ -220,17 +221,26 @@ def test_a_newer_epoch_is_held_and_an_older_one_fenced() -> None:
     assert not bench.machine.closed
 
 
-def test_a_new_epoch_crops_to_the_recovery_line_and_keeps_the_journal_below() -> None:
+def test_a_new_epoch_crops_to_what_its_owner_knows_and_sends_from_the_recovery_line() -> None:
     bench = middle()
-    bench.feed(frame(0, 4), frame(4), frame(5))
+    bench.feed(frame(0, 4), frame(4), frame(5), frame(6))
     effects = bench.give(OWNER, opening(1, epoch=E2, lengths=(5, 5, 0), known=6))
-    assert effects[0] == CropKv(5)
-    assert spans(effects) == [(0, 4), (4, 1)]
+    assert effects[0] == CropKv(6)
+    assert spans(effects) == [(0, 4), (4, 2)]
     assert all(m.epoch == E2 for m in sent(effects))
-    assert spans(bench.feed(frame(5, epoch=E2))) == [(5, 1)]
+    assert bench.feed(frame(5, epoch=E2)) == [], "it has that position, and has sent it on"
+    assert spans(bench.feed(frame(6, epoch=E2))) == [(6, 1)]
 
 
-def test_work_in_flight_when_an_epoch_comes_belongs_to_the_past() -> None:
+def test_a_survivor_keeps_no_more_than_the_line_where_its_journal_cannot_send_it_on() -> None:
+    bench = middle(journal=ROW)
+    bench.feed(frame(0, 4), frame(4), frame(5))
+    effects = bench.give(OWNER, opening(1, epoch=E2, lengths=(4, 4, 4), known=5))
+    assert effects[0] == CropKv(4)
+    assert spans(bench.feed(frame(4, epoch=E2))) == [(4, 1)]
+
+
+def test_work_in_flight_when_an_epoch_comes_is_kept_where_the_owner_knows_it() -> None:
     bench = middle()
     bench.feed(frame(0, 4))
     bench.give("a", frame(4))
@@ -238,10 +248,58 @@ def test_work_in_flight_when_an_epoch_comes_belongs_to_the_past() -> None:
     given = bench.machine.take()
     assert given is not None
     bench.give(OWNER, opening(1, epoch=E2, lengths=(4, 4, 4), known=5))
-    bench.give("a", frame(4, epoch=E2))
+    assert bench.give("a", frame(4, epoch=E2)) == [], "a duplicate of what is running"
+    bench.give("a", frame(5, epoch=E2))
     assert bench.machine.take() is None, "the engine is still busy with the old work"
-    assert bench.machine.done(given, rows(4, 1), "f16", None) == [CropKv(4)]
-    assert spans(bench.run()) == [(4, 1)]
+    bench.kv = 5
+    assert spans(bench.perform(bench.machine.done(given, rows(4, 1), "f16", None))) == [(4, 1)]
+    assert spans(bench.run()) == [(5, 1)]
+
+
+def test_work_in_flight_that_the_owner_does_not_know_belongs_to_the_past() -> None:
+    bench = middle()
+    bench.feed(frame(0, 4), frame(4))
+    bench.give("a", frame(5))
+    given = bench.machine.take()
+    assert given is not None
+    bench.give(OWNER, opening(1, epoch=E2, lengths=(4, 4, 4), known=5))
+    bench.give("a", frame(5, epoch=E2))
+    assert bench.machine.take() is None, "the engine is still busy with the old work"
+    assert bench.machine.done(given, rows(5, 1), "f16", None) == [CropKv(5)]
+    assert spans(bench.run()) == [(5, 1)]
+
+
+def test_a_tail_says_the_token_again_that_the_new_epoch_lacks() -> None:
+    bench = tail()
+    bench.feed(frame(0, 4, layer=4), frame(4, layer=4), sender="b")
+    effects = bench.give(OWNER, opening(2, epoch=E2, lengths=(0, 4, 4), known=5))
+    assert told(effects) == [OWNER, OWNER, "a"]
+    assert sent(effects)[1:] == [
+        TokenEvent(SESSION, E2, 0, 5, 7, "", sent(effects)[1].lengths),
+        NextToken(SESSION, E2, 0, 5, 7),
+    ]
+    assert bench.machine.length == 5
+    assert bench.feed(frame(4, epoch=E2, layer=4), sender="b") == []
+
+
+def test_a_tail_that_is_drawing_when_an_epoch_comes_draws_for_it() -> None:
+    bench = tail()
+    bench.feed(frame(0, 4, layer=4), sender="b")
+    bench.give("b", frame(4, layer=4))
+    given = bench.machine.take()
+    assert given is not None
+    bench.give(OWNER, opening(2, epoch=E2, lengths=(0, 4, 4), known=5))
+    effects = bench.machine.done(given, b"", "f16", Drawn(9))
+    assert [(m.epoch, m.index, m.token) for m in sent(effects)] == [(E2, 5, 9)] * 2
+
+
+def test_a_tail_goes_back_to_the_line_where_it_cannot_say_the_token() -> None:
+    for fed, sampling in ((5, PENALTY), (6, None)):
+        bench = tail()
+        bench.feed(frame(0, 4, layer=4), *(frame(at, layer=4) for at in range(4, fed)), sender="b")
+        effects = bench.give(OWNER, opening(2, E2, lengths=(4, 4, 4), known=5, sampling=sampling))
+        assert effects[0] == CropKv(4)
+        assert sent(effects, TokenEvent) == []
 
 
 def test_the_queue_of_an_old_epoch_is_gone() -> None:
@@ -355,8 +413,8 @@ def test_a_promoted_standby_goes_on_and_serves_its_journal() -> None:
     shadow.feed(frame(0, 4), frame(4))
     promoted = route("a", "s", "c")
     effects = shadow.give(OWNER, opening(1, E2, promoted, (4, 4, 4), known=5))
-    assert effects[0] == CropKv(4)
-    assert spans(shadow.feed(frame(4, epoch=E2))) == [(4, 1)]
+    assert spans(effects) == [(4, 1)]
+    assert shadow.feed(frame(4, epoch=E2)) == []
     assert spans(shadow.give("c", nack(0, E2))) == [(0, 4), (4, 1)]
 
 
@@ -437,7 +495,7 @@ def test_a_late_copy_of_the_history_undoes_nothing() -> None:
     bench.give(OWNER, prompt(0, 9, 8, 7, 6, layer=4))
     assert bench.machine.history == [9, 8, 7, 6, 7, 7]
     bench.give(OWNER, opening(2, E2, lengths=(4, 4, 4), known=5, sampling=PENALTY))
-    assert bench.machine.history == [9, 8, 7, 6, 7]
+    assert bench.machine.history == [9, 8, 7, 6, 7, 7], "what the owner knows, and the token said again"
 
 
 # --- links between stages, and failed work --------------------------------------------------------------------
