@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from multiprocessing import Pool
 
-from paceline.sim.run import Tally, run_seeds, simulate
+from paceline.sim.many import many_command
+from paceline.sim.run import run, simulate
 
 BATCH = 500
 
@@ -32,10 +32,11 @@ def main() -> int:
 
         return explore_command(options.scope)
     if options.mutations:
-        from paceline.sim.mutations import mutations_command
+        from paceline.sim.mutations import MUTATIONS, mutations_command
 
-        return mutations_command(options.seed, options.runs)
-    return many(options.seed, options.runs, options.jobs)
+        return mutations_command(MUTATIONS, simulate, options.seed, options.runs)
+    seeds = range(options.seed, options.seed + options.runs)
+    return many_command(run, parser.prog, seeds, options.jobs, BATCH)
 
 
 def replay(seed: int) -> int:
@@ -44,25 +45,6 @@ def replay(seed: int) -> int:
     for rider in world.living():
         print(f"{rider.me}: {rider.ended}, {rider.emitted} tokens, {len(rider.owner.failovers)} failovers")
     return 0
-
-
-def many(seed: int, runs: int, jobs: int) -> int:
-    """Seeds ``[seed, seed + runs)``, over `jobs` processes."""
-    batches = [range(first, min(first + BATCH, seed + runs)) for first in range(seed, seed + runs, BATCH)]
-    total = Tally()
-    if jobs == 1:
-        for batch in batches:
-            total.add(run_seeds(batch))
-    else:
-        with Pool(jobs) as pool:
-            for tally in pool.imap_unordered(run_seeds, batches):
-                total.add(tally)
-    for failed, why in sorted(total.failed):
-        print(f"FAILED {why}\n  python -m paceline.sim --replay {failed}")
-    print(f"{total.runs} runs, {total.events} events, {len(total.failed)} violations")
-    print("ended: " + ", ".join(f"{name} {count}" for name, count in total.ends.most_common()))
-    print("repairs by tier: " + ", ".join(f"{name} {count}" for name, count in total.tiers.most_common()))
-    return 1 if total.failed else 0
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ A mutation replaces one attribute of the real machines while simulations run, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,11 +24,12 @@ from paceline.consistency.seat import Seat
 from paceline.consistency.stage import StageMachine
 from paceline.consistency.tail import TailLog
 from paceline.sim.checks import Broken
-from paceline.sim.run import simulate
 from paceline.wire.ids import Epoch
 
 CAUGHT = (Broken, InvariantBroken)
 Patch = tuple[Any, str, Any]
+Simulate = Callable[[int], object]
+"""Simulates one seed; raises what is in `CAUGHT` where a promise is broken."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ MUTATIONS = (
 )
 
 
-def catch(mutation: Mutation, first: int, runs: int) -> tuple[int, str] | None:
+def catch(mutation: Mutation, simulate: Simulate, first: int, runs: int) -> tuple[int, str] | None:
     """The first seed that catches it, and how; None where it survives."""
     with mutation.applied():
         for seed in range(first, first + runs):
@@ -180,13 +181,13 @@ def catch(mutation: Mutation, first: int, runs: int) -> tuple[int, str] | None:
     return None
 
 
-def mutations_command(first: int, runs: int) -> int:
+def mutations_command(mutations: Sequence[Mutation], simulate: Simulate, first: int, runs: int) -> int:
     """Print the seed that catches each mutation. Non-zero where one survives."""
     survived = 0
-    for mutation in MUTATIONS:
-        found = catch(mutation, first, runs)
+    for mutation in mutations:
+        found = catch(mutation, simulate, first, runs)
         survived += found is None
         how = f"caught by seed {found[0]}: {found[1][:110]}" if found else f"SURVIVED {runs} seeds"
         print(f"{mutation.name:52} {how}", flush=True)
-    print(f"{len(MUTATIONS) - survived} of {len(MUTATIONS)} mutations caught")
+    print(f"{len(mutations) - survived} of {len(mutations)} mutations caught")
     return 1 if survived else 0

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
-from dataclasses import dataclass, field, replace
-from multiprocessing import Pool
+from dataclasses import replace
 from typing import Any
 
 from paceline.consistency import revisions, upgrading
 from paceline.consistency.revisions import Frontier, Level
 from paceline.consistency.upgrading import Move, Standing
 from paceline.sim.chance import Chance
-from paceline.sim.mutations import CAUGHT, MUTATIONS, Mutation
+from paceline.sim.many import Tally, many_command
+from paceline.sim.mutations import MUTATIONS, Mutation, mutations_command
 from paceline.sim.revisions_world import Swarm
+
+BATCH = 50
 
 _choose, _decide = revisions.choose, upgrading.decide
 
@@ -30,41 +31,12 @@ def simulate(seed: int, trace: Any = None) -> Swarm:
     return swarm
 
 
-@dataclass
-class Tally:
-    """What many runs did."""
-
-    runs: int = 0
-    events: int = 0
-    answered: Counter[str] = field(default_factory=Counter)
-    refused: Counter[str] = field(default_factory=Counter)
-    failed: list[tuple[int, str]] = field(default_factory=list)
-
-    def add(self, other: Tally) -> None:
-        """Both together."""
-        self.runs += other.runs
-        self.events += other.events
-        self.answered += other.answered
-        self.refused += other.refused
-        self.failed += other.failed
-
-
-def run_seeds(seeds: range) -> Tally:
-    """Many seeds; the first few that fail are told."""
-    tally = Tally()
-    for seed in seeds:
-        tally.runs += 1
-        try:
-            swarm = simulate(seed)
-        except (AssertionError, ValueError, LookupError, AttributeError, TypeError) as error:
-            tally.failed.append((seed, f"{type(error).__name__}: {error}"))
-            if len(tally.failed) >= 5:
-                break
-            continue
-        tally.events += swarm.events
-        tally.answered.update(swarm.answered)
-        tally.refused.update(swarm.refused)
-    return tally
+def run(seed: int, tally: Tally) -> None:
+    """One seed, counted."""
+    swarm = simulate(seed)
+    tally.events += swarm.events
+    tally.counts["answered"].update(swarm.answered)
+    tally.counts["refused"].update(swarm.refused)
 
 
 # --- rules broken on purpose --------------------------------------------------------------------------------
@@ -126,29 +98,6 @@ BROKEN_RULES = (
 )
 
 
-def catch(mutation: Mutation, first: int, runs: int) -> tuple[int, str] | None:
-    """The first seed that catches it, and how; None where it survives."""
-    with mutation.applied():
-        for seed in range(first, first + runs):
-            try:
-                simulate(seed)
-            except CAUGHT as error:
-                return seed, f"{type(error).__name__}: {error}"
-    return None
-
-
-def mutations_command(first: int, runs: int) -> int:
-    """Print the seed that catches each. Non-zero where one survives."""
-    survived = 0
-    for mutation in BROKEN_RULES:
-        found = catch(mutation, first, runs)
-        survived += found is None
-        how = f"caught by seed {found[0]}: {found[1][:110]}" if found else f"SURVIVED {runs} seeds"
-        print(f"{mutation.name:48} {how}", flush=True)
-    print(f"{len(BROKEN_RULES) - survived} of {len(BROKEN_RULES)} mutations caught")
-    return 1 if survived else 0
-
-
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m paceline.sim.revisions", description=__doc__)
@@ -163,19 +112,9 @@ def main() -> int:
         print(f"answered {swarm.answered}, refused {swarm.refused}")
         return 0
     if options.mutations:
-        return mutations_command(options.seed, options.runs)
-    total = Tally()
-    last = options.seed + options.runs
-    batches = [range(first, min(first + 50, last)) for first in range(options.seed, last, 50)]
-    with Pool(options.jobs) as pool:
-        for tally in pool.imap_unordered(run_seeds, batches):
-            total.add(tally)
-    for failed, why in sorted(total.failed):
-        print(f"FAILED {why}\n  python -m paceline.sim.revisions --replay {failed}")
-    print(f"{total.runs} runs, {total.events} events, {len(total.failed)} violations")
-    print("answered: " + ", ".join(f"{name} {count}" for name, count in total.answered.most_common()))
-    print("refused: " + ", ".join(f"{name} {count}" for name, count in total.refused.most_common()))
-    return 1 if total.failed else 0
+        return mutations_command(BROKEN_RULES, simulate, options.seed, options.runs)
+    seeds = range(options.seed, options.seed + options.runs)
+    return many_command(run, parser.prog, seeds, options.jobs, BATCH)
 
 
 if __name__ == "__main__":

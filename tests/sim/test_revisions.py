@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from paceline.consistency.revisions import Frontier
-from paceline.sim.revisions import BROKEN_RULES, catch, run_seeds, simulate
+from paceline.sim.many import run_seeds
+from paceline.sim.mutations import catch
+from paceline.sim.revisions import BROKEN_RULES, run, simulate
 
 FAST = {
     "accept a frame of another revision": 10,
@@ -15,10 +17,10 @@ FAST = {
 
 
 def test_some_seeds_keep_every_promise() -> None:
-    tally = run_seeds(range(6))
+    tally = run_seeds(run, range(6))
     assert tally.failed == []
-    assert {"available", "strong", "bounded", "pinned"} <= set(tally.answered)
-    assert {"strong", "pinned"} <= set(tally.refused)
+    assert {"available", "strong", "bounded", "pinned"} <= set(tally.counts["answered"])
+    assert {"strong", "pinned"} <= set(tally.counts["refused"])
 
 
 def test_a_seed_names_a_run_completely() -> None:
@@ -33,5 +35,5 @@ def test_a_seed_names_a_run_completely() -> None:
 def test_a_broken_rule_is_caught(name: str) -> None:
     mutation = next(it for it in BROKEN_RULES if it.name == name)
     merge = Frontier.merge
-    assert catch(mutation, 0, FAST[name]) is not None
+    assert catch(mutation, simulate, 0, FAST[name]) is not None
     assert Frontier.merge is merge

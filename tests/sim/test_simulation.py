@@ -9,15 +9,15 @@ import sys
 import pytest
 
 from paceline.consistency.journal import Journal
-from paceline.sim.__main__ import many
 from paceline.sim.chance import Chance
 from paceline.sim.checks import Broken
 from paceline.sim.clone import clone
 from paceline.sim.explore import SCOPES, Scope, explore
+from paceline.sim.many import many_command, run_seeds
 from paceline.sim.mishaps import MISHAPS
 from paceline.sim.mutations import MUTATIONS, catch
 from paceline.sim.reference import POOL, REVISION, Reference, model_of, reference
-from paceline.sim.run import run_seeds, simulate
+from paceline.sim.run import run, simulate
 from paceline.sim.scenario import KINDS, draw
 
 FAST = {
@@ -33,11 +33,11 @@ FAST = {
 
 
 def test_a_few_hundred_seeds_break_nothing() -> None:
-    tally = run_seeds(range(300))
+    tally = run_seeds(run, range(300))
     assert tally.failed == []
     assert tally.runs == 300
-    assert set(tally.tiers) == {"none", "shadow", "journal", "tokens"}
-    assert {"stop", "length", "fenced", "cancelled"} <= set(tally.ends)
+    assert set(tally.counts["repairs by tier"]) == {"none", "shadow", "journal", "tokens"}
+    assert {"stop", "length", "fenced", "cancelled"} <= set(tally.counts["ended"])
 
 
 def test_a_seed_names_a_run_completely() -> None:
@@ -60,15 +60,15 @@ def test_a_seed_names_the_same_run_in_every_process() -> None:
 def test_a_failing_seed_is_told_as_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     mutation = next(m for m in MUTATIONS if m.name == "skip the fence")
     with mutation.applied():
-        assert many(0, 40, 1) == 1
+        assert many_command(run, "python -m paceline.sim", range(40), 1, 20) == 1
     assert "python -m paceline.sim --replay " in capsys.readouterr().out
-    assert many(0, 5, 1) == 0
+    assert many_command(run, "python -m paceline.sim", range(5), 1, 20) == 0
 
 
 @pytest.mark.parametrize("name", sorted(FAST))
 def test_a_broken_protocol_is_caught(name: str) -> None:
     mutation = next(m for m in MUTATIONS if m.name == name)
-    assert catch(mutation, 0, FAST[name]) is not None
+    assert catch(mutation, simulate, 0, FAST[name]) is not None
 
 
 def test_mutations_are_many_and_leave_nothing_behind() -> None:
