@@ -155,7 +155,8 @@ def judge(how: str, role: str, runs: Sequence[Run], bars: Bars) -> None:
         f"survivors recomputed at most {max(run.recomputed for run in runs)} positions; "
         f"repaired by {', '.join(sorted({run.tier for run in runs}))}"
     )
-    bars.check(f"{how:13s} {role:6s}", equal == len(runs) and figure <= STALL_BARS_S[how], shown)
+    met = equal == len(runs) and figure <= STALL_BARS_S[how] and all(run.recomputed <= 0 for run in runs)
+    bars.check(f"{how:13s} {role:6s}", met, shown)
 
 
 def main() -> int:
