@@ -92,6 +92,11 @@ class ClientCore:
                 raise PeerUnavailable("the swarm is empty: no node offers anything", cure="start one: paceline node")
             await trio.sleep(0.1)
 
+    async def model(self, options: GenerateOptions) -> Model:
+        """Manifest and tokenizer of the revision that a session with `options` would ride now. Raises as `generate`."""
+        view, revision, _ = await self._ring_for(options)
+        return await self._model(view, revision)
+
     # --- generation ---------------------------------------------------------------------------------------------
 
     async def generate(self, prompt: Prompt, options: GenerateOptions) -> Stream:
@@ -162,6 +167,7 @@ class ClientCore:
             sampling=options.sampling(model.manifest.eos_ids if model else ()),
             chunk=options.chunk,
             trace=options.trace or options.avoid_stragglers,
+            priority=options.priority,
         )
         owner = Owner(request, secrets.randbits(32), trio.current_time(), self._limits)
         return self._ride(owner, model, view, options)

@@ -25,7 +25,8 @@ class GenerateOptions:
     docs/revisions.md. `trusted`: the only peers that may ride; `regions`: the only regions, as nodes' owners name them;
     `ends`: the only peers that may hold the first and the last layer; `max_stages`: the longest ring. `trace`: every
     token tells how long each stage had it. `avoid_stragglers`: a rider who becomes much slower than he offered to be is
-    left behind, where that pays. `timeout_s`: how long to wait for a complete ring.
+    left behind, where that pays. `priority`, 1, 0 or -1: which of this client's sessions go first at a node where not
+    all can. `timeout_s`: how long to wait for a complete ring.
     """
 
     model: str | None = None
@@ -55,6 +56,7 @@ class GenerateOptions:
     avoid_stragglers: bool = True
     timeout_s: float = 15.0
     consistency: str = "available"
+    priority: int = 0
 
     def stops(self) -> tuple[str, ...]:
         """Stop strings as a tuple. Raises InvalidRequest for empty ones."""
@@ -67,6 +69,8 @@ class GenerateOptions:
         """As the tail gets it. Raises InvalidRequest."""
         if self.max_tokens < 1:
             raise InvalidRequest(f"max_tokens is {self.max_tokens}", cure="ask for at least one token")
+        if self.priority not in (-1, 0, 1):
+            raise InvalidRequest(f"priority is {self.priority}", cure="choose 1, 0 or -1")
         if self.grammar and (self.ignore_eos or self.min_tokens):
             raise InvalidRequest("an answer of a grammar ends where that ends", cure="no ignore_eos, no min_tokens")
         return SamplingParams(

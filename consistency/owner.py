@@ -92,7 +92,13 @@ class Owner:
         """Take a session over from its exported state: the next `install` fences the previous owner."""
         prompt = tuple(state.log[: state.prompt_length])
         request = Request(
-            SessionId(state.session), Revision(state.revision), state.model, prompt, state.max_positions, state.sampling
+            SessionId(state.session),
+            Revision(state.revision),
+            state.model,
+            prompt,
+            state.max_positions,
+            state.sampling,
+            priority=state.priority,
         )
         owner = cls(request, owner_tag, now, limits)
         owner.log = list(state.log)
@@ -114,6 +120,7 @@ class Owner:
             r.max_positions,
             r.sampling,
             self.route,
+            r.priority,
         )
 
     @property
@@ -162,6 +169,7 @@ class Owner:
             r.chunk,
             shadow,
             r.trace,
+            r.priority,
         )
 
     def _feed(self, start: int) -> list[OwnerEffect]:

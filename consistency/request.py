@@ -58,6 +58,7 @@ class Request:
     sampling: SamplingParams
     chunk: int = 512
     trace: bool = False
+    priority: int = 0
 
     def finish_of(self, log: Sequence[int]) -> str:
         """How a complete `log` ended: "stop" or "length". Empty where it goes on."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from paceline.client.chooser import newest_revision
 from paceline.client.core import ClientCore
-from paceline.client.models import Model
+from paceline.client.options import GenerateOptions
 from paceline.gateway.errors import BadField
 from paceline.gateway.replies import ModelCard, ModelFacts
 from paceline.wire.errors import ModelNotFound
@@ -46,26 +45,20 @@ class Catalogue:
             numerics=sorted({service.numerics for service in services}),
         )
 
-    async def model(self, name: str, wait_s: float) -> Model:
-        """Manifest and tokenizer of the revision that a request would ride now. Raises as the library does."""
-        view, revision = await newest_revision(self._core.swarm, name, wait_s)
-        holders = [offer.at for offer in view.offers if any(service.revision == revision for service in offer.services)]
-        return await self._core.models.load(revision, holders)
-
-    async def require_vocabulary(self, name: str, wait_s: float, prompts: Sequence[str | list[int]]) -> None:
+    async def require_vocabulary(self, options: GenerateOptions, prompts: Sequence[str | list[int]]) -> None:
         """Raises BadField for token ids that the model does not have: a node would refuse them much later."""
         highest = max((token for prompt in prompts if not isinstance(prompt, str) for token in prompt), default=-1)
         if highest < 0:
             return
-        vocabulary = (await self.model(name, wait_s)).manifest.vocab
+        vocabulary = (await self._core.model(options)).manifest.vocab
         if highest >= vocabulary:
-            raise BadField(f"token id {highest} is not one of the {vocabulary} of {name}", param="prompt")
+            raise BadField(f"token id {highest} is not one of the {vocabulary} of {options.model}", param="prompt")
 
     async def knows_tools(
-        self, name: str, wait_s: float, conversation: list[dict[str, Any]], tools: list[dict[str, Any]]
+        self, options: GenerateOptions, conversation: list[dict[str, Any]], tools: list[dict[str, Any]]
     ) -> bool:
         """False where the model's template says the same with tools and without them."""
-        tokenizer = (await self.model(name, wait_s)).tokenizer
+        tokenizer = (await self._core.model(options)).tokenizer
         return tokenizer.chat(conversation, tools=tools) != tokenizer.chat(conversation)
 
 

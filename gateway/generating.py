@@ -126,7 +126,7 @@ class Generating:
         await self._catalogue.check(body.model)
         conversation, tools = body.conversation(), body.offered_tools
         variables = {"tools": tools} if tools else {}
-        if tools and not await self._catalogue.knows_tools(body.model, options.timeout_s, conversation, tools):
+        if tools and not await self._catalogue.knows_tools(options, conversation, tools):
             conversation, variables = told_in_words(conversation, tools), {}
 
         async def start(options: GenerateOptions) -> Stream:
@@ -152,8 +152,8 @@ class Generating:
         if len(prompts) * n > MOST_CHOICES:
             raise BadField(f"{len(prompts)} prompts × {n}: at most {MOST_CHOICES} answers a request", param="n")
         await self._catalogue.check(body.model)
-        await self._catalogue.require_vocabulary(body.model, options.timeout_s, prompts)
-        echoes = [await self._echo(body, prompt) for prompt in prompts for _ in range(n)]
+        await self._catalogue.require_vocabulary(options, prompts)
+        echoes = [await self._echo(body, options, prompt) for prompt in prompts for _ in range(n)]
         starts = [pair for prompt in prompts for pair in _choices(partial(self._core.generate, prompt), options, n)]
         return Ask(
             endpoint="completions",
@@ -167,10 +167,10 @@ class Generating:
             tier=body.service_tier or "auto",
         )
 
-    async def _echo(self, body: CompletionRequest, prompt: str | list[int]) -> str:
+    async def _echo(self, body: CompletionRequest, options: GenerateOptions, prompt: str | list[int]) -> str:
         if not body.echo or isinstance(prompt, str):
             return prompt if body.echo and isinstance(prompt, str) else ""
-        return (await self._catalogue.model(body.model, self._config.ring_wait_s)).tokenizer.decode(prompt)
+        return (await self._core.model(options)).tokenizer.decode(prompt)
 
     async def _responses(self, request: Request) -> Ask:
         body = await self._gate.body(request, ResponsesRequest)

@@ -10,7 +10,8 @@ from typing import Literal
 import trio
 
 Tier = Literal["auto", "default", "flex", "priority", "scale"]
-_RANK: dict[Tier, int] = {"priority": 0, "scale": 0, "auto": 1, "default": 1, "flex": 2}
+PRIORITY: dict[Tier, int] = {"priority": 1, "scale": 1, "auto": 0, "default": 0, "flex": -1}
+"""As nodes know it."""
 
 
 class Line:
@@ -31,7 +32,7 @@ class Line:
             self._free -= 1
             return
         self._came += 1
-        mine = (_RANK[tier], self._came, trio.Event())
+        mine = (-PRIORITY[tier], self._came, trio.Event())
         heapq.heappush(self._waiting, mine)
         try:
             await mine[2].wait()

@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 from paceline.client.options import GenerateOptions
 from paceline.gateway.errors import BadField
 from paceline.gateway.grammars import of_schema, of_tools
-from paceline.gateway.line import Tier
+from paceline.gateway.line import PRIORITY, Tier
 from paceline.wire.limits import MAX_CONTEXT, MAX_TOP_LOGPROBS, MAX_VOCAB
 
 Tokens = Annotated[int, Meta(ge=1, le=MAX_CONTEXT)]
@@ -67,7 +67,9 @@ class Common(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     paceline_consistency: Annotated[str, Meta(max_length=128)] = "available"
     """available, strong, bounded(k) or pinned(revision): docs/revisions.md."""
     service_tier: Tier | None = None
-    """Who goes first where the gateway is full: priority before default before flex."""
+    """Who goes first where the gateway is full, or a node has more prompts than it can take at once: priority before
+    default before flex.
+    """
     user: str | None = None
     """Ignored, as are the next three."""
     metadata: dict[str, Any] | None = None
@@ -313,6 +315,7 @@ def _options(
         ignore_eos=request.ignore_eos,
         grammar=grammar,
         consistency=request.paceline_consistency,
+        priority=PRIORITY[request.service_tier or "auto"],
         timeout_s=wait_s,
         **values,
     )

@@ -18,6 +18,7 @@ from paceline.consistency.stage import Drawn, Input, StageMachine
 from paceline.engine.shard import Activations, Output, Paged, SampleRequest, Work
 from paceline.node.gathering import Gathering
 from paceline.node.grammar import GrammarState
+from paceline.node.precedence import Standing, ordered
 from paceline.node.services import LoadedService, serving
 from paceline.node.tracing import Tracing
 from paceline.wire import limits
@@ -279,8 +280,8 @@ class SessionTable:
         if isinstance(shard, Paged):
             now = set(shard.turn(keys))
             keys = [key for key in keys if key in now]
-        machines = {key: self._riding[key].machine for key in keys}
-        return sorted(keys, key=lambda key: machines[key].length < machines[key].config.known)
+        machines = [self._riding[key].machine for key in keys]
+        return ordered(keys, [Standing(m.owner, m.length < m.config.known, m.config.priority) for m in machines])
 
     def _take(self, keys: Sequence[StageKey], most_positions: int) -> list[tuple[StageKey, Riding, Input]]:
         riders: list[tuple[StageKey, Riding, Input]] = []

@@ -49,6 +49,7 @@ it rode in. A hop spans two machines' clocks: each carries their difference, and
 """
 
 Timings = Annotated[tuple[StageTime, ...], Meta(max_length=limits.MAX_STAGES)]
+Priority = Annotated[int, Meta(ge=-1, le=1)]
 Finish = Literal["", "stop", "length"]
 Dtype = Literal["f32", "f16", "bf16", "i8", "i64"]
 
@@ -94,6 +95,7 @@ class OpenStage(Struct, frozen=True, array_like=True, tag=1):
     q + 1 ≥ known.
     `max_positions`: the session ends ("length") when the log has this many tokens; KV is reserved for it.
     `chunk`: positions per prefill frame. `shadow`: this process is a standby of the stage, and sends nothing on.
+    `priority`: among the sessions of one owner, who goes first where not all can.
     """
 
     session: SessionBytes
@@ -110,6 +112,7 @@ class OpenStage(Struct, frozen=True, array_like=True, tag=1):
     chunk: Annotated[int, Meta(ge=1, le=limits.MAX_FRAME_POSITIONS)] = 512
     shadow: bool = False
     trace: bool = False
+    priority: Priority = 0
 
 
 class StageOpened(Struct, frozen=True, array_like=True, tag=2):

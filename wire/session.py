@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 from paceline.wire import limits
 from paceline.wire.codec import decode_header, encode_header
 from paceline.wire.errors import Malformed
-from paceline.wire.messages import U64, PositionInt, RevisionBytes, SessionBytes, ShortText, Stage
+from paceline.wire.messages import U64, PositionInt, Priority, RevisionBytes, SessionBytes, ShortText, Stage
 from paceline.wire.sampling import SamplingParams, TokenId
 
 
@@ -25,6 +25,7 @@ class SessionState(Struct, frozen=True, array_like=True):
     max_positions: PositionInt
     sampling: SamplingParams
     route: tuple[Stage, ...] = ()
+    priority: Priority = 0
 
     def to_bytes(self) -> bytes:
         """For a file, or another process: MessagePack."""

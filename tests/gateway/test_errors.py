@@ -145,3 +145,16 @@ async def test_a_session_lost_before_its_end_is_an_error_for_those_who_wait(
         swarm.kill("node-3")
         await whole.over.wait()
         assert (whole.status, whole.json["error"]["code"]) == (503, "session_lost")
+
+
+@pytest.mark.parametrize(
+    ("path", "changes"),
+    [(CHAT, {}), (CHAT, {"tools": [TOOL]}), (TEXT, {"prompt": [5, 6]}), (TEXT, {"prompt": [5, 6], "echo": True})],
+)
+async def test_the_level_is_held_to_by_every_question_about_the_model(
+    tmp_path: Path, autojump_clock: object, path: str, changes: dict[str, Any]
+) -> None:
+    asked = (ASK if path == CHAT else {"model": "toy", "max_tokens": 4}) | changes
+    async with text_swarm(tmp_path) as swarm, asking(swarm) as ask:
+        told = await ask.post(path, asked | {"paceline_consistency": f"pinned({'00' * 32})"})
+        assert (told.status, told.json["error"]["code"]) == (503, "level_unmet")

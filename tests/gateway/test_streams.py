@@ -160,3 +160,13 @@ async def test_a_tool_call_is_streamed_as_one(tmp_path: Path, autojump_clock: ob
         assert [call["function"] for call in calls] == [{"name": "now", "arguments": '{"zone": "CET"}'}]
         assert answer.text == "Wait."
         assert answer.chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.parametrize(("tier", "priority"), [("priority", 1), ("default", 0), ("flex", -1)])
+async def test_every_node_knows_the_tier(tmp_path: Path, autojump_clock: object, tier: str, priority: int) -> None:
+    async with text_swarm(tmp_path) as swarm, asking(swarm) as ask:
+        answer = ask.begin("POST", CHAT, STREAM | {"service_tier": tier})
+        await until_riding(swarm)
+        configs = [riding.machine.config for node in swarm.nodes.values() for riding in node.table._riding.values()]
+        assert [config.priority for config in configs] == [priority] * 3
+        await answer.over.wait()
