@@ -1,8 +1,8 @@
 """Do coordinates tell how far peers are, and do they choose good rings? ``python -m bench.coordinates``
 
 1,000 nodes of a made-up Internet (sim/internet.py) find their coordinates as nodes do (node/surroundings.py): each
-pings 8 others and, once it knows roughly where it is, the 8 that seem nearest, and takes in what they say of
-themselves (routing/coordinates.py). Then
+pings 8 others and, once it knows roughly where it is, the 8 that seem nearest; those who chose it ping and are pinged
+over the same links. It takes in what all whom it ever measured say of themselves (routing/coordinates.py). Then
 
 - relative error of the predicted round trip over random pairs: median ≤ 15 %; beside it with 5 % of the nodes lying
   about their place, and for 10,000 nodes (``--large``);
@@ -25,16 +25,16 @@ import numpy as np
 
 from bench.common import Bars, machine
 from bench.routing import LAYERS, NOW, REVISION, _name, _offer
-from paceline.node.surroundings import FAR, NEAR
-from paceline.routing.coordinates import Coordinate, updated
+from paceline.node.config import NodeConfig
+from paceline.node.surroundings import DIALS, FAR, NEAR
+from paceline.routing.coordinates import Coordinate, located
 from paceline.routing.ring import RingPlan, RingRequest, cheapest_ring
 from paceline.routing.view import SwarmView, swarm_view
 from paceline.sim.internet import Internet
 from paceline.wire.offers import Offer
 
-ROUNDS = 80
-LOOKS = (10, 20, 40)
-"""Rounds in which nodes look anew for who is nearest."""
+LOOKS_EACH, PINGS = 20, 4
+"""A node looks around every two seconds, and pings each link four times in between: 40 s of a node's life."""
 
 PAIRS = 5_000
 ERROR_BAR, ROUTE_BAR = 0.15, 0.10
@@ -43,40 +43,45 @@ Rtt = Callable[[int, int], float]
 
 
 def found_places(net: Internet, seed: int, liars: float = 0.0) -> tuple[list[Coordinate], list[list[int]], set[int]]:
-    """Coordinates after `ROUNDS`, who pinged whom, and who lied (a random far place, perfectly sure of it)."""
+    """Coordinates after `LOOKS_EACH`, the round trips that offers would tell (to whom), and who lied (a random far
+    place, perfectly sure of it).
+    """
     random = np.random.default_rng(seed)
     far = [[int(b) for b in random.choice(net.nodes, FAR, replace=False) if b != a] for a in range(net.nodes)]
-    known: list[dict[int, float]] = [dict.fromkeys(some, 1e9) for some in far]
     lying = {int(a) for a in random.choice(net.nodes, int(liars * net.nodes), replace=False)}
+    links: list[dict[int, None]] = [{} for _ in range(net.nodes)]
+    known: list[dict[int, float]] = [{} for _ in range(net.nodes)]
     places = [Coordinate() for _ in range(net.nodes)]
-    for turn in range(ROUNDS):
-        if turn in LOOKS:
-            known = _look_around(places, far, known)
+    for look in range(LOOKS_EACH):
+        _dial(links, far, _nearest(places) if look else far)
         for a in random.permutation(net.nodes).tolist():
             if a in lying:
                 places[a] = Coordinate(tuple(random.uniform(-0.5, 0.5, 3).tolist()), 0.0, 0.0)
                 continue
-            own = places[a]
-            for b, least in known[a].items():
-                known[a][b] = min(least, net.sample_s(a, b))
-                own = updated(own, places[b], known[a][b], tie_break=a)
-            places[a] = own
-    return places, [list(some) for some in known], lying
+            for b in links[a]:
+                known[a][b] = min(known[a].get(b, 1e9), *(net.sample_s(a, b) for _ in range(PINGS)))
+            places[a] = located([(places[b], least) for b, least in known[a].items()], places[a], tie_break=a)
+    told = NodeConfig().near_peers
+    return places, [sorted(some, key=some.__getitem__)[:told] for some in known], lying
 
 
-def _look_around(
-    places: Sequence[Coordinate], far: Sequence[Sequence[int]], known: Sequence[dict[int, float]]
-) -> list[dict[int, float]]:
-    """Everybody's far peers, and the `NEAR` that seem nearest; what was measured stays known."""
+def _nearest(places: Sequence[Coordinate]) -> list[list[int]]:
+    """Whoever seems nearest to each."""
     place = np.array([it.position for it in places])
     height = np.array([it.height for it in places])
     chosen = []
-    for a, some in enumerate(far):
+    for a in range(len(places)):
         distance = np.linalg.norm(place - place[a], axis=1) + height
         distance[a] = np.inf
-        nearest = np.argpartition(distance, NEAR)[:NEAR].tolist()
-        chosen.append({b: known[a].get(b, 1e9) for b in dict.fromkeys([*some, *nearest])})
+        chosen.append(np.argpartition(distance, NEAR)[:NEAR].tolist())
     return chosen
+
+
+def _dial(links: list[dict[int, None]], far: Sequence[Sequence[int]], near: Sequence[Sequence[int]]) -> None:
+    """A few new links of everybody's choice; both ends ping, and no link is closed."""
+    for a in range(len(links)):
+        for b in [b for b in (*far[a], *near[a]) if b not in links[a]][:DIALS]:
+            links[a][b] = links[b][a] = None
 
 
 def errors(net: Internet, places: Sequence[Coordinate], lying: set[int], seed: int) -> list[float]:
@@ -150,9 +155,8 @@ def show_errors(nodes: int, liars: float, bars: Bars | None) -> tuple[Internet, 
     places, near, lying = found_places(net, 2, liars)
     took = time.perf_counter() - began
     found = errors(net, places, lying, 3)
-    each_us = took / (nodes * (FAR + NEAR) * ROUNDS) * 1e6
     what = f"relative error, {nodes} nodes" + (f", {liars * 100:.0f} % liars" if liars else "")
-    shown = f"median {median(found) * 100:.1f} %, p90 {np.quantile(found, 0.9) * 100:.1f} % ({each_us:.1f} us a sample)"
+    shown = f"median {median(found) * 100:.1f} %, p90 {np.quantile(found, 0.9) * 100:.1f} % ({took:.0f} s)"
     if bars is None:
         print(f"       {what}: {shown}", flush=True)
     else:

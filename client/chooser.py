@@ -7,12 +7,13 @@ may ride again.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 
 import trio
 
 from paceline.client.swarm import Swarm
-from paceline.routing.ring import RingPlan, RingRequest, cheapest_ring, reroute, standbys
+from paceline.routing.ring import RingPlan, RingRequest, cheapest_ring, repriced, reroute, standbys
 from paceline.routing.view import SwarmView
 from paceline.wire.errors import ModelNotFound, NoRoute, PacelineError, PeerUnavailable
 from paceline.wire.ids import PeerId
@@ -58,9 +59,10 @@ class Chooser:
         return self._repaired(view, frozenset(self._gone))
 
     async def around(
-        self, slow: Mapping[PeerId, float], worth: Callable[[RingPlan, RingPlan], bool]
+        self, slow: Mapping[PeerId, float], saved_s: Callable[[RingPlan, RingPlan], float]
     ) -> tuple[Stage, ...] | None:
-        """A ring without stragglers (`slow`: with their excess, seconds a token), if one is `worth` moving to.
+        """The ring without stragglers (`slow`: with their excess, seconds a token) that saves most by `saved_s(old,
+        new)`; None where none saves anything. Either the others all stay, or everything begins anew elsewhere.
 
         They are not lost: later repairs may take them again, at their price.
         """
@@ -70,14 +72,25 @@ class Chooser:
             return None
         away = self._gone | (self._swarm.fallen(view.offers) - frozenset(self.plan.peers))
         old = replace(self.plan, request=self._but(frozenset(away)))
-        try:
-            new = self._promoted(old, frozenset(slow)) or reroute(view, old, frozenset(slow))
-        except NoRoute:
-            return None
-        if not worth(self.plan, new):
+        now = repriced(view, old)
+        rings = self._without(view, old, frozenset(slow))
+        new = max(rings, key=lambda ring: saved_s(now, ring), default=None)
+        if new is None or saved_s(now, new) <= 0.0:
             return None
         self.plan = new
         return self._route(view, new, frozenset(away | set(slow)))
+
+    def _without(self, view: SwarmView, plan: RingPlan, slow: frozenset[PeerId]) -> list[RingPlan]:
+        """Rings without the `slow`: the plan repaired, and the cheapest of all."""
+        request = replace(plan.request, excluded=plan.request.excluded | slow)
+        if not request.mix_numerics:
+            request = replace(request, numerics=plan.numerics)
+        found = []
+        with suppress(NoRoute):
+            found.append(self._promoted(plan, slow) or reroute(view, plan, slow))
+        with suppress(NoRoute):
+            found.append(replace(cheapest_ring(view, request), request=plan.request))
+        return found
 
     def _but(self, gone: frozenset[PeerId]) -> RingRequest:
         terms = replace(self._request.terms, straggler_s=self._swarm.stragglers.excess_s())

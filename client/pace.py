@@ -3,7 +3,8 @@
 Each token tells how long every stage had it (waiting and computing) and how long the hop before it took. A stage is
 compared with what its offer predicted; what all stages of the ring have in common (a busy machine, a client's optimism)
 is taken off first, or every ring would look slow and sessions would flap between equals. A hop spans two clocks, so it
-is compared with the quickest of its own, and what it is longer by is charged in halves to both ends.
+is compared with the quickest of its own; what it is longer by, and by more than the ring's other hops, is charged in
+halves to both ends.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from paceline.wire.messages import StageTime
 WINDOW = 24
 """Tokens that a stage is judged by."""
 
-RECENT, MOST = 6, 5
+RECENT, MOST = 8, 7
 """So many of the latest tokens must have been slow: one pause is no straggler."""
 
 FACTOR, SLACK_S = 2.0, 0.003
@@ -43,6 +44,10 @@ class _Stage:
     spent_s: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     hop_s: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     least_hop_s: float = float("inf")
+
+    def late_s(self, at: int) -> float:
+        """By how much the hop to it took longer than the quickest."""
+        return self.hop_s[at] - self.least_hop_s
 
 
 class Pace:
@@ -121,18 +126,20 @@ class Pace:
         spent = list(stage.spent_s)[-RECENT:]
         if stage is after:
             return spent
-        late = [(_late(stage, -k) + _late(after, -k)) / 2.0 for k in range(RECENT, 0, -1)]
+        late = [(self._late(stage, -k) + self._late(after, -k)) / 2.0 for k in range(RECENT, 0, -1)]
         return [a + b for a, b in zip(spent, late, strict=True)]
 
+    def _late(self, stage: _Stage, at: int) -> float:
+        """By how much one hop took longer than usual and than the others of its token."""
+        return stage.late_s(at) - min(other.late_s(at) for other in self._stages)
 
-def _late(stage: _Stage, at: int) -> float:
-    return stage.hop_s[at] - stage.least_hop_s
 
-
-def pays(old: RingPlan, new: RingPlan, slow: Mapping[PeerId, float], token_s: float, done: int, left: int) -> bool:
-    """Whether moving from `old` to `new` is worth it. `token_s`: a token's time now; `done`, `left`: tokens of the log,
-    and at most to come.
+def saved_s(old: RingPlan, new: RingPlan, slow: Mapping[PeerId, float], token_s: float, done: int, left: int) -> float:
+    """Seconds that moving from `old` to `new` saves until the session's end, its own cost counted twice; 0 where it is
+    not worth it. `token_s`: a token's time now; `done`, `left`: tokens of the log, and at most to come.
     """
     then_s = token_s - sum(slow.values()) + (new.token_s - old.token_s)
+    if then_s > GAIN * token_s:
+        return 0.0
     fresh = sum(stage.prefill_s_per_position for stage in new.stages if not stage.kept)
-    return then_s <= GAIN * token_s and (token_s - then_s) * left > 2.0 * (MOVE_S + fresh * done)
+    return max(0.0, (token_s - then_s) * left - 2.0 * (MOVE_S + fresh * done))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import trio
 
 from paceline.client.chooser import Chooser
-from paceline.client.pace import Pace, pays
+from paceline.client.pace import Pace, saved_s
 from paceline.client.swarm import Arrived, SessionEvent, Swarm
 from paceline.consistency.effects import Emit, Ended, NeedRoute, OwnerEffect, Send
 from paceline.consistency.owner import Owner, Phase
@@ -97,7 +97,8 @@ class Ride:
             return
         done, left = len(owner.log), owner.request.max_positions - len(owner.log)
         self._pace.moved(now)
-        route = await self.chooser.around(slow, lambda old, new: pays(old, new, slow, self._pace.token_s(), done, left))
+        token_s = self._pace.token_s()
+        route = await self.chooser.around(slow, lambda old, new: saved_s(old, new, slow, token_s, done, left))
         if route is not None and self.chooser.plan is not None:
             names = ", ".join(peer[-8:] for peer in slow)
             self._pace.begin(self.chooser.plan)

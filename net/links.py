@@ -183,7 +183,7 @@ class Links:
         return link.liveness.rtt_s if link else None
 
     def rtt_min_s(self, peer: PeerId) -> float | None:
-        """Least round trip seen on the present link."""
+        """Least round trip of the last minute on the present link."""
         link = self._links.get(peer)
         return link.liveness.rtt_min_s if link else None
 

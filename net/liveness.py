@@ -6,10 +6,14 @@ Silence is counted in ticks of the link's own watcher, and one tick counts for a
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 _RTT_GAIN = 0.125
 """Weight of a new sample in the smoothed round trip (RFC 6298)."""
+
+_LEAST_OF = 128
+"""The least round trip is one of so many of the latest: a minute's pings. Routes last longer, busy moments do not."""
 
 _GAP_DECAY = 0.9
 _MAX_PINGS_OUT = 32
@@ -35,7 +39,6 @@ class Liveness:
 
     def __init__(self, config: LivenessConfig, now: float) -> None:
         self.rtt_s: float | None = None
-        self.rtt_min_s: float | None = None
         self.quiet_s = 0.0
         self._config = config
         self._looked = now
@@ -43,6 +46,12 @@ class Liveness:
         self._pinged = -1e9
         self._nonce = 0
         self._out: dict[int, float] = {}
+        self._samples: deque[float] = deque(maxlen=_LEAST_OF)
+
+    @property
+    def rtt_min_s(self) -> float | None:
+        """The least of the latest round trips: queues, and load on either end, only ever add."""
+        return min(self._samples, default=None)
 
     @property
     def deadline_s(self) -> float:
@@ -83,4 +92,4 @@ class Liveness:
             return
         sample = now - sent
         self.rtt_s = sample if self.rtt_s is None else self.rtt_s + _RTT_GAIN * (sample - self.rtt_s)
-        self.rtt_min_s = sample if self.rtt_min_s is None else min(self.rtt_min_s, sample)
+        self._samples.append(sample)

@@ -8,9 +8,7 @@ their link has gone.
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Sequence
-from statistics import median
 from typing import TYPE_CHECKING
 
 import trio
@@ -26,8 +24,6 @@ FAR, NEAR = 8, 8
 
 LOOK_S = 2.0
 REMEMBER_S = 600.0
-LOOKS = 8
-"""Round trips are medians over so many looks."""
 
 DIALS = 4
 """At one look."""
@@ -41,9 +37,7 @@ class Surroundings:
         """None before anything was measured."""
         self._node = node
         self._least: dict[str, tuple[float, float]] = {}
-        """Least round trip of each peer, and when its link was last up."""
-        self._smooth: dict[str, deque[float]] = {}
-        """What the link said at the latest looks, smoothed over some seconds by itself."""
+        """Least round trip of each peer lately, and when its link was last up."""
         self._tie_break = int.from_bytes(hashlib.sha256(node.me.encode()).digest()[:4])
 
     async def run(self) -> None:
@@ -56,12 +50,9 @@ class Surroundings:
         """Take in what was measured since, and dial whom it is worth measuring."""
         links = self._node.links
         for peer in links.peers():
-            least_s, smooth_s = links.rtt_min_s(peer), links.rtt_s(peer)
-            if least_s is not None and smooth_s is not None:
+            if (least_s := links.rtt_min_s(peer)) is not None:
                 self._least[peer] = least_s, now
-                self._smooth.setdefault(peer, deque(maxlen=LOOKS)).append(smooth_s)
         self._least = {peer: it for peer, it in self._least.items() if now - it[1] < REMEMBER_S}
-        self._smooth = {peer: it for peer, it in self._smooth.items() if peer in self._least}
         others = [offer for offer in offers if offer.peer != self._node.me]
         samples = [
             (Coordinate.of(offer.place), self._least[offer.peer][0])
@@ -90,8 +81,8 @@ class Surroundings:
         return self.coordinate.rtt_to(Coordinate.of(offer.place))
 
     def near(self, most: int) -> tuple[tuple[str, float], ...]:
-        """Measured round trips for the node's offer, nearest first: medians over a while, since routes last minutes and
-        a busy moment of either end does not.
+        """Round trips for the node's offer, nearest first: the least of a minute, so that load on a machine is not told
+        as distance.
         """
-        found = sorted(((peer, median(it)) for peer, it in self._smooth.items()), key=lambda it: it[1])
+        found = sorted(((peer, least_s) for peer, (least_s, _) in self._least.items()), key=lambda it: it[1])
         return tuple(found[:most])

@@ -70,6 +70,12 @@ def finished(
     return RingPlan(view.model, request.revision, layers, done, token_s, ttft_s, request)
 
 
+def repriced(view: SwarmView, plan: RingPlan) -> RingPlan:
+    """`plan` with its hops as far as they are in `view`: what other rings of that view may be compared with."""
+    view = view.with_peers(stage.at for stage in plan.stages)
+    return finished(view, plan.request, list(plan.stages), frozenset((stage.peer, stage.span) for stage in plan.stages))
+
+
 def _ttft(
     view: SwarmView, request: RingRequest, hidden: int, stages: tuple[PlannedStage, ...], latencies: list[float]
 ) -> float:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from paceline.routing.build import finished, stage_for
+from paceline.routing.build import finished, repriced, stage_for
 from paceline.routing.candidates import eligible, numerics_classes, problem_of
 from paceline.routing.cost import stage_costs
 from paceline.routing.plan import PlannedStage, RingPlan, RingRequest, explain
@@ -20,7 +20,17 @@ from paceline.routing.repair import reroute, standbys
 from paceline.routing.view import SwarmView
 from paceline.wire.errors import NoRoute
 
-__all__ = ["PlannedStage", "RingPlan", "RingRequest", "cheapest_ring", "explain", "reroute", "runner_up", "standbys"]
+__all__ = [
+    "PlannedStage",
+    "RingPlan",
+    "RingRequest",
+    "cheapest_ring",
+    "explain",
+    "repriced",
+    "reroute",
+    "runner_up",
+    "standbys",
+]
 
 
 def cheapest_ring(view: SwarmView, request: RingRequest) -> RingPlan:
