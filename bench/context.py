@@ -9,16 +9,12 @@ position of context is, at 8,192, over 1.3 × what it is at 2,048.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by torch as it is imported
 
 import torch
 
 from bench.common import Bars, default_manifest, machine
-from paceline.engine.measure import tune_threads
 from paceline.engine.shard import SampleRequest, Work
 from paceline.engine.torch_shard import TorchShard
 from paceline.store.manifest import Manifest
@@ -33,7 +29,6 @@ ALLOWED = 1.3
 def table(bars: Bars, store: Store, manifest: Manifest) -> None:
     """Print it, and judge."""
     shard = TorchShard.load(store, manifest, manifest.span)
-    tune_threads(shard)
     shard.open("long", LONGEST)
     decode: dict[int, float] = {}
     print(f"{'context':>8s} {'decode, ms':>11s} {'prefill of 512, ms a position':>30s}")

@@ -12,7 +12,7 @@ takes part (bench.local, bench.prefix and bench.memory_kv have the swarm's side)
 - the cost of a position grows no faster than attention must, up to 8,192
 
 ``--only speed,prefix,kv,context`` runs parts; ``--spans`` prints the cost and memory of single spans. llama.cpp's
-4-bit speed is printed where ``--llama-python`` names a Python that has llama-cpp-python. With ``--shape llama-8b
+4-bit speed is printed where ``--llama`` names a folder that has it (bench.llama_cpp). With ``--shape llama-8b
 --random`` the GPU part runs instead (bench.engine_gpu).
 """
 
@@ -27,9 +27,9 @@ if __name__ == "__main__" and any(option.partition("=")[0] == "--shape" for opti
     sys.exit(engine_gpu.main())
 
 import argparse
-import os
 import subprocess
 import time
+from pathlib import Path
 from typing import Protocol, get_args
 
 import psutil
@@ -37,7 +37,7 @@ import torch
 
 from bench.common import Bars, default_manifest, machine
 from bench.parity_shards import reference_model
-from paceline.engine.measure import measure, tune_threads
+from paceline.engine.measure import measure
 from paceline.engine.shard import SampleRequest, Weights, Work
 from paceline.engine.split import suggest_split
 from paceline.engine.torch_shard import TorchShard
@@ -58,9 +58,11 @@ class Generate:
     def __init__(self, store: Store, manifest: Manifest) -> None:
         self._model = reference_model(store, manifest)
         self._model.generation_config.eos_token_id = None
+        self._threads = torch.get_num_threads()
 
     def run(self, sessions: int, prompt: int, tokens: int) -> tuple[float, float]:
         """Seconds of a prefill of `prompt` positions in each of `sessions` rows, and until `tokens` of each."""
+        torch.set_num_threads(self._threads)  # a shard leaves the number that its last step ran on
         ids = torch.randint(100, 40_000, (sessions, prompt))
         first = self._timed(ids, 1)
         return first, self._timed(ids, tokens) if tokens > 1 else first
@@ -75,9 +77,8 @@ class Generate:
 class Shards:
     """One shard of the whole model, stepped without a node."""
 
-    def __init__(self, store: Store, manifest: Manifest, weights: Weights) -> None:
-        self.shard = TorchShard.load(store, manifest, manifest.span, weights=weights)
-        tune_threads(self.shard)
+    def __init__(self, store: Store, manifest: Manifest, weights: Weights, threads: int) -> None:
+        self.shard = TorchShard.load(store, manifest, manifest.span, weights=weights, threads=threads)
 
     def run(self, sessions: int, prompt: int, tokens: int) -> tuple[float, float]:
         """As `Generate.run`."""
@@ -107,13 +108,13 @@ class Side(Protocol):
     def run(self, sessions: int, prompt: int, tokens: int) -> tuple[float, float]: ...
 
 
-def speed(bars: Bars, store: Store, manifest: Manifest, rounds: int, tokens: int, llama: str | None) -> None:
+def speed(bars: Bars, store: Store, manifest: Manifest, rounds: int, tokens: int, llama: Path | None) -> None:
     """The table of speeds, and their bars."""
     from bench.llama_cpp import tokens_per_second
     from bench.perplexity import perplexity, texts
 
     sides: dict[str, Side] = {"generate()": Generate(store, manifest)}
-    shards = {weights: Shards(store, manifest, weights) for weights in CLASSES}
+    shards = {weights: Shards(store, manifest, weights, torch.get_num_threads()) for weights in CLASSES}
     sides |= shards
     cases = {
         "one stream, ms a token": (1, _PROMPT, tokens),
@@ -176,13 +177,6 @@ def show_span(store: Store, manifest: Manifest, span: Span, packed: bool) -> Non
     )
 
 
-def _let_waiting_threads_sleep() -> None:
-    """As a node does (cli.node): spinning at barriers costs a shared machine up to 50 times. Read when torch loads."""
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-        os.execv(sys.executable, [sys.executable, "-m", "bench.engine", *sys.argv[1:]])
-
-
 def show_spans(manifest: Manifest, threads: int) -> None:
     """Each span in a process of its own, packed and mapped."""
     for span in (*suggest_split(manifest, 3), Span(0, 10), Span(10, 20), Span(20, 30)):
@@ -197,12 +191,11 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--llama-python", help="a Python that has llama-cpp-python")
+    parser.add_argument("--llama", type=Path, metavar="FOLDER", help="where llama.cpp is (bench.llama_cpp)")
     parser.add_argument("--spans", action="store_true", help="only the cost and memory of single spans")
     parser.add_argument("--span", help="only load this span and print its cost (used by --spans)")
     parser.add_argument("--mapped", action="store_true", help="with --span: leave weights in the store's files")
     options = parser.parse_args()
-    _let_waiting_threads_sleep()
     torch.set_num_threads(options.threads)
     store, manifest = default_manifest()
     if options.span:
@@ -216,7 +209,7 @@ def main() -> int:
 
     bars, parts = Bars(), options.only.split(",")
     if "speed" in parts:
-        speed(bars, store, manifest, options.rounds, options.tokens, options.llama_python)
+        speed(bars, store, manifest, options.rounds, options.tokens, options.llama)
     if "prefix" in parts:
         prefix.engine(bars, store, manifest)
     if "kv" in parts:

@@ -10,12 +10,9 @@ Exits 1 on any difference.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by torch as it is imported
 
 import msgspec
 import torch

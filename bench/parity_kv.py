@@ -9,11 +9,8 @@ and the nodes must have batched, reused and moved. Exit status 1 otherwise.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by torch as it is imported
 
 import torch
 import trio

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 from pathlib import Path
 from typing import get_args
-
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read by torch as it is imported
 
 import torch
 

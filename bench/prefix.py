@@ -24,7 +24,6 @@ from paceline.client.results import Result
 from paceline.client.sync import Client
 from paceline.engine.kv import SessionKV
 from paceline.engine.kv_room import KvLimits
-from paceline.engine.measure import tune_threads
 from paceline.engine.prefixes import PrefixLimits
 from paceline.engine.shard import SampleRequest, Work
 from paceline.engine.spill import SpillFile
@@ -66,7 +65,6 @@ def engine(bars: Bars, store: Store, manifest: Manifest, count: int = 3) -> None
     with tempfile.TemporaryDirectory() as folder:
         kept = KvLimits(folder=Path(folder), prefixes=PrefixLimits(disk_bytes=1 << 30))
         shard = TorchShard.load(store, manifest, manifest.span, kv=kept)
-        tune_threads(shard)
         draw, times = random.Random(5), list[tuple[float, float]]()
         for _ in range(count):
             beginning = [draw.randrange(100, 40_000) for _ in range(BEGINNING)]

@@ -151,8 +151,9 @@ def node(
 
 def _config(given: dict[str, Any]) -> DaemonConfig:
     """The options of `node`, resolved. Imports come here, once it is settled what is left out of this process."""
-    # Waiting OpenMP threads must sleep: where they spin, a busy machine decodes twenty times slower (docs/LOG.md).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from paceline.engine.threads import wait_briefly
+
+    wait_briefly()
     # torch and oneDNN keep a compiled product for each number of rows they have met, 0.6 MB each and 1024 by default:
     # a node that met prompts of all lengths grew by hundreds of MB. A new one takes half a millisecond.
     os.environ.setdefault("LRU_CACHE_CAPACITY", "64")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeGuard
 
 from paceline.engine import cuda_choice, default_model
 from paceline.engine.shard import Shard, Weights
@@ -16,9 +15,6 @@ from paceline.wire.ids import Revision, Span
 from paceline.wire.messages import Dtype
 from paceline.wire.offers import Measured
 
-if TYPE_CHECKING:
-    from paceline.engine.torch_shard import TorchShard
-
 Report = Callable[[str, int, int], None]
 
 
@@ -27,7 +23,7 @@ class LoadConfig:
     """`span`: ``"all"``, ``"START:END"``, or ``"K/N"``: the K-th (from 1) of N parts of equal decode cost.
 
     `weights`: the form of linear weights on a CPU; part of the numerics class.
-    `threads`: the most that a step may use, 0: all cores; decode steps use fewer where that is as fast.
+    `threads`: the most that a step may use, 0: all cores; decode steps use fewer where that is faster.
     `kv_positions`: KV in memory, in positions of the span. With a `kv_folder`, up to `kv_spilled` positions more may
     lie in files there while others run, and up to `prefix_bytes` of what closed sessions computed.
     """
@@ -61,13 +57,11 @@ def load_service(store: Store, config: LoadConfig, report: Report) -> Loaded:
     """
     manifest = _default(store, config, report) or store.manifest(config.model)
     report("load", 0, 0)
-    from paceline.engine.measure import measure, tune_threads
+    from paceline.engine.measure import measure
     from paceline.engine.memory import settle
 
     shard = _shard(store, manifest, config)
     report("measure", 0, 0)
-    if _is_torch(shard):
-        tune_threads(shard)
     measured = measure(shard)
     settle()
     return Loaded(manifest.name, manifest.revision, shard, measured)
@@ -79,14 +73,8 @@ def load_beside(store: Store, manifest: Manifest, config: LoadConfig, like: Shar
     Not measured: it has the same layers, and a forward pass here would slow those of the sessions. Raises as
     `load_service`.
     """
-    shard = _shard(store, manifest, config, warm=False)
-    if _is_torch(shard):
-        shard.few_threads = getattr(like, "few_threads", shard.few_threads)
-    return shard
-
-
-def _is_torch(shard: Shard) -> TypeGuard[TorchShard]:
-    return hasattr(shard, "few_threads")
+    threads = config.threads or getattr(like, "threads", 0)  # torch's own count is what its last step ran on
+    return _shard(store, manifest, replace(config, threads=threads), warm=False)
 
 
 def _shard(store: Store, manifest: Manifest, config: LoadConfig, *, warm: bool = True) -> Shard:

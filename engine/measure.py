@@ -5,14 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from statistics import median
-from typing import TYPE_CHECKING
 
 from paceline.engine.shard import Activations, SampleRequest, Shard, Work
 from paceline.wire.offers import Measured
 from paceline.wire.sampling import SamplingParams
-
-if TYPE_CHECKING:
-    from paceline.engine.torch_shard import TorchShard
 
 _CHUNK = 64
 _BATCH = 4
@@ -37,17 +33,6 @@ def measure(shard: Shard, clock: Callable[[], float] = time.perf_counter) -> Mea
         decode_extra_s=max(0.0, (batch_s - decode_s) / (_BATCH - 1)),
         head_s=head_s,
     )
-
-
-def tune_threads(shard: TorchShard) -> None:
-    """Choose how many threads a decode step uses: the fewest that are as fast as any, on this machine as it is now."""
-    most = shard.many_threads
-    times: dict[int, float] = {}
-    for threads in sorted({1, max(1, most // 2), most}):
-        shard.few_threads = threads
-        times[threads] = _timed(shard, sessions=1, n=1, sample=False, clock=time.perf_counter)
-    best = min(times.values())
-    shard.few_threads = min(threads for threads, taken in times.items() if taken <= 1.05 * best)
 
 
 def _timed(shard: Shard, *, sessions: int, n: int, sample: bool, clock: Callable[[], float]) -> float:

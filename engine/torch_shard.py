@@ -7,7 +7,9 @@ lies beyond them and is overwritten.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -22,14 +24,15 @@ from paceline.engine.rope import RotaryTable
 from paceline.engine.sampling import sample_rows
 from paceline.engine.sessions import check_caller, refusal
 from paceline.engine.shard import Activations, Key, ModelShape, Output, Weights, Work
+from paceline.engine.threads import ThreadChoice
 from paceline.store.manifest import Manifest
 from paceline.store.store import Store
 from paceline.wire.ids import Span
 from paceline.wire.messages import Dtype
 
 _ACCEPTED: tuple[Dtype, ...] = ("f32", "bf16", "f16")
-FEW_ROWS = 8
-"""Up to this many rows a step is a decode step, as far as threads go."""
+FEW_ROWS = 32
+"""Up to this many rows a step is a decode step, as far as threads go; with more it runs on all of them."""
 _POISON = "non-finite activations from upstream"
 
 
@@ -54,6 +57,7 @@ class TorchShard:
         device: torch.device,
         limits: KvLimits | None = None,
         weights: Weights = "f32",
+        threads: int = 0,
     ) -> None:
         """Use `load`."""
         self.span, self.dtype = span, dtype
@@ -61,7 +65,8 @@ class TorchShard:
         self.shape = ModelShape(len(manifest.layers), manifest.hidden, manifest.vocab, context, manifest.eos_ids)
         self.numerics = f"{device.type}-{dtype}" + ("" if weights == "f32" else f"-{weights}")
         self._parts, self._device = parts, device
-        self.few_threads = self.many_threads = torch.get_num_threads()
+        self.threads = threads or torch.get_num_threads()
+        self._choices = [ThreadChoice(self.threads) for _ in range(FEW_ROWS.bit_length() + 1)]
         self._lean = any(isinstance(layer, LeanLayer) for layer in parts.layers)
         name = f"{manifest.revision.hex()} {self.numerics}"
         self._room = KvRoom(span, len(manifest.layers), limits or KvLimits(), context, name)
@@ -94,10 +99,7 @@ class TorchShard:
         """
         where = torch.device(device)
         parts = family.load(store, manifest, span, where, dtype, packed=packed, weights=weights)
-        shard = cls(parts, manifest, span, dtype, where, kv or KvLimits(kv_positions), weights)
-        shard.many_threads = threads or torch.get_num_threads()
-        shard.few_threads = min(shard.few_threads, shard.many_threads)
-        return shard
+        return cls(parts, manifest, span, dtype, where, kv or KvLimits(kv_positions), weights, threads)
 
     @property
     def lean_layers(self) -> int:
@@ -155,9 +157,19 @@ class TorchShard:
 
     # --- the step
 
-    def _use_threads(self, rows: int) -> None:
-        """Decode is bound by memory and often fastest on few threads, prefill by arithmetic (engine.measure tunes)."""
-        self._threads(self.few_threads if rows <= FEW_ROWS else self.many_threads)
+    @contextmanager
+    def _on_threads(self, rows: int) -> Iterator[None]:
+        """For a step of so many rows: arithmetic bounds a prefill, which gets all threads."""
+        if not 0 < rows <= FEW_ROWS:
+            self._threads(self.threads)
+            yield
+            return
+        choice = self._choices[rows.bit_length()]
+        threads = choice.choose()
+        self._threads(threads)
+        began = time.perf_counter()
+        yield
+        choice.took(threads, time.perf_counter() - began)
 
     def _threads(self, wanted: int) -> None:
         if self._device.type == "cpu" and torch.get_num_threads() != wanted:
@@ -198,11 +210,11 @@ class TorchShard:
                 segments.append(Segment(kv, kv.length, run.work.n - skip, row))
                 inputs.append(run.rows[skip:] if skip else run.rows)
                 row += run.work.n - skip
-        self._use_threads(row)
-        hidden = None if not inputs else inputs[0] if len(inputs) == 1 else torch.cat(inputs)
-        if hidden is not None:
-            hidden = self._forward(segments, hidden, span)
-        outputs = self._sample(runs, hidden) if span.end == self.shape.layers else self._emit(runs, hidden)
+        with self._on_threads(row):
+            hidden = None if not inputs else inputs[0] if len(inputs) == 1 else torch.cat(inputs)
+            if hidden is not None:
+                hidden = self._forward(segments, hidden, span)
+            outputs = self._sample(runs, hidden) if span.end == self.shape.layers else self._emit(runs, hidden)
         for run, output in zip(runs, outputs, strict=True):
             self._room.applied(run.work, b"" if output.activations is None else output.activations.data)
         return outputs
