@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,6 +34,9 @@ def bootstrap(
     ] = False,
     home: Annotated[Path | None, typer.Option(help="Where the identity lies.", envvar="PACELINE_HOME")] = None,
     name: Annotated[str, typer.Option(help="Which identity of this machine to use.")] = "bootstrap",
+    metrics: Annotated[
+        str | None, typer.Option(help="Serve Prometheus metrics at this PORT, or HOST:PORT; none: nowhere.")
+    ] = None,
     ready_file: Annotated[
         Path | None, typer.Option(help="Written once it can be joined; others name it as --swarm @FILE.")
     ] = None,
@@ -50,16 +56,25 @@ def bootstrap(
     net = NetConfig(listen_host=listen, control_port=port, announce=tuple(announce or ()), data=False, relay=relay)
 
     async def run() -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals, ExitStack() as stack:
             transport = Libp2pTransport(identity, net)
             directory = KademliaDirectory(transport, identity, DirectoryConfig(bootstrap=tuple(swarm or ())))
             async with transport.run(_turn_away), directory.run():
                 _say_ready(transport, ready_file)
+                stack.enter_context(_exported(metrics, lambda: transport.statistics() | directory.statistics()))
                 async for _ in signals:
                     break
         console.print("left the swarm")
 
     trio.run(run)
+
+
+def _exported(at: str | None, counts: Callable[[], dict[str, int]]) -> AbstractContextManager[object]:
+    from paceline.node.metrics import CountsCollector, exported, listening
+
+    if at is None:
+        return nullcontext()
+    return exported(CountsCollector("paceline_bootstrap", "Members, streams and refusals", counts), *listening(at))
 
 
 async def _turn_away(channel: Channel) -> None:
@@ -74,5 +89,6 @@ def _say_ready(transport: Libp2pTransport, file: Path | None) -> None:
         partial = file.with_suffix(".part")
         partial.write_text(json.dumps({"peer": address.peer, "bootstrap": members}))
         partial.replace(file)
+    logging.getLogger("paceline.bootstrap").info("meeting point", {"peer": address.peer})
     joins = " ".join(f"--swarm {member}" for member in members)
     console.print(f"[bold green]meeting point[/] {address.peer}\n  join with: paceline node {joins}", soft_wrap=True)

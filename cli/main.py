@@ -15,6 +15,7 @@ from paceline.cli import (
     doctor,
     gateway,
     interrupts,
+    logs,
     models,
     node,
     owner,
@@ -77,8 +78,13 @@ def common(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
     ] = False,
+    log: Annotated[
+        str | None, typer.Option(help="Append a line of JSON for each event to this file; - is standard error.")
+    ] = None,
 ) -> None:
     """Options of `paceline` itself. The help text is the app's."""
+    if log is not None:
+        logs.log_to(log)
 
 
 def run() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -48,6 +49,8 @@ PAGE = {
     "map.js": "text/javascript; charset=utf-8",
     "ring.js": "text/javascript; charset=utf-8",
 }
+_log = logging.getLogger("paceline.gateway")
+
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
     "x-content-type-options": "nosniff",
@@ -188,6 +191,7 @@ async def page(request: Request) -> Response:
 
 
 async def _typed(request: Request, error: PacelineError) -> Response:
+    _log.info("refused", {"path": request.url.path, "code": error.code})
     return error_response(error)
 
 

@@ -25,18 +25,15 @@ class Audit:
         except OSError as error:
             raise InvalidRequest(f"{path}: {error.strerror}", cure="name a file that can be written") from error
 
-    def note(self, key: str, endpoint: str, result: Result, error: PacelineError | None, *, complete: bool) -> None:
+    def note(self, told: dict[str, Any]) -> None:
         """An answer is over."""
-        self._file.write(msgspec.json.encode(record(self._unix_time(), key, endpoint, result, error, complete)) + b"\n")
+        self._file.write(msgspec.json.encode({"at": round(self._unix_time(), 3), **told}) + b"\n")
 
 
-def record(
-    at: float, key: str, endpoint: str, result: Result, error: PacelineError | None, complete: bool
-) -> dict[str, Any]:
+def record(key: str, endpoint: str, result: Result, error: PacelineError | None, *, complete: bool) -> dict[str, Any]:
     """The line. `ended`: stop, length, an error's code, or "reader left"."""
     ended = error.code if error else result.finish_reason if complete else "reader left"
     return {
-        "at": round(at, 3),
         "trace": result.trace,
         "key": key,
         "endpoint": endpoint,

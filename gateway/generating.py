@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from paceline.client.core import ClientCore
 from paceline.client.options import GenerateOptions
 from paceline.client.results import Piece
 from paceline.client.stream import Stream
-from paceline.gateway.audit import Audit
+from paceline.gateway.audit import Audit, record
 from paceline.gateway.catalogue import Catalogue
 from paceline.gateway.chat_writer import ChatWriter
 from paceline.gateway.config import GatewayConfig
@@ -39,6 +40,8 @@ from paceline.gateway.writers import Head, Writer
 
 MOST_CHOICES = 64
 """Answers that one request may ask for: prompts × n."""
+
+_log = logging.getLogger("paceline.gateway")
 
 Start = Callable[[GenerateOptions], Awaitable[Stream]]
 MakeWriter = Callable[[Head], Writer]
@@ -246,10 +249,12 @@ class Generating:
             meter.done(sum(result.prompt_tokens for result in results) + watch.tokens, trio.current_time())
             for answer, result in zip(told, results, strict=False):
                 answer.over(result, job.error)
-            if self._audit is not None:
-                endpoint = name.partition("-")[0].partition("_")[0]
-                for result in results:
-                    self._audit.note(meter.key.name, endpoint, result, job.error, complete=job.complete)
+            endpoint = name.partition("-")[0].partition("_")[0]
+            for result in results:
+                told_of = record(meter.key.name, endpoint, result, job.error, complete=job.complete)
+                _log.info("answer", told_of)
+                if self._audit is not None:
+                    self._audit.note(told_of)
             if kept is not None:
                 kept.finished = job.results[0]
                 self._shelf.touch(name, kept, trio.current_time())

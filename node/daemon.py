@@ -31,7 +31,7 @@ from paceline.net.identity import Identity
 from paceline.node.blocks import StoreBlocks
 from paceline.node.config import NodeConfig
 from paceline.node.engine_thread import EngineThread
-from paceline.node.metrics import exported, listening
+from paceline.node.metrics import StatusCollector, exported, listening
 from paceline.node.node import Node
 from paceline.node.owner import obey, path_of
 from paceline.node.services import LoadedService
@@ -126,7 +126,7 @@ async def _serve(
         nursery.start_soon(_leave_when, leaving, node)
         nursery.start_soon(_obey_owner, config, node)
         if config.metrics is not None:
-            metrics.enter_context(exported(node.status, *listening(config.metrics)))
+            metrics.enter_context(exported(StatusCollector(node.status), *listening(config.metrics)))
         if config.crash_on_usr1:
             nursery.start_soon(_watch_crashes, node)
         await node.run()

@@ -1,10 +1,10 @@
-"""A node's account of itself for Prometheus, on a port of its own, made from its status whenever it is asked for."""
+"""A process's account of itself for Prometheus, on a port of its own, made from its status whenever it is asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from paceline.wire.errors import InvalidRequest
 
@@ -20,6 +20,14 @@ STEPS = {
     "positions": "Positions computed",
     "busy_s": "Seconds in the engine",
 }
+
+
+class Collector(Protocol):
+    """What a registry asks."""
+
+    def collect(self) -> Iterable[Any]:
+        """Metric families of now."""
+        ...
 
 
 class StatusCollector:
@@ -53,6 +61,22 @@ class StatusCollector:
         yield rtt
 
 
+class CountsCollector:
+    """Plain counts by name, as one family with a label. `counts`: the numbers of now, from any thread."""
+
+    def __init__(self, name: str, what: str, counts: Callable[[], Mapping[str, int]]) -> None:
+        self._name, self._what, self._counts = name, what, counts
+
+    def collect(self) -> Iterable[Any]:
+        """Metric families of now."""
+        from prometheus_client.core import GaugeMetricFamily
+
+        family = GaugeMetricFamily(self._name, self._what, labels=("of",))
+        for name, count in self._counts().items():
+            family.add_metric((name,), float(count))
+        yield family
+
+
 def listening(at: str) -> tuple[str, int]:
     """PORT, or HOST:PORT → host and port. Raises InvalidRequest."""
     host, _, port = at.rpartition(":")
@@ -62,12 +86,14 @@ def listening(at: str) -> tuple[str, int]:
 
 
 @contextmanager
-def exported(status: Callable[[], dict[str, Any]], host: str, port: int) -> Iterator[int]:
-    """Served on a thread of its own during the block; the port. Raises InvalidRequest where it cannot listen."""
-    from prometheus_client import CollectorRegistry, start_http_server
-
+def exported(collector: Collector, host: str, port: int) -> Iterator[int]:
+    """Served on a thread of its own during the block; the port. Raises InvalidRequest where it cannot."""
+    try:
+        from prometheus_client import CollectorRegistry, start_http_server
+    except ImportError as error:
+        raise InvalidRequest("metrics need prometheus_client", cure="pip install 'paceline[node]'") from error
     registry = CollectorRegistry()
-    registry.register(StatusCollector(status))
+    registry.register(collector)
     try:
         server, thread = start_http_server(port, host, registry)
     except OSError as error:

@@ -5,6 +5,7 @@ Built from parts that are already real or in-memory (`node.daemon` builds the re
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any, get_args
@@ -44,6 +45,8 @@ from paceline.wire.messages import (
 )
 from paceline.wire.offers import Service
 from paceline.wire.releases import SignedRelease
+
+_log = logging.getLogger("paceline.node")
 
 SESSION_MESSAGES = get_args(SessionMessage)
 
@@ -129,6 +132,7 @@ class Node:
             self.links.want(to, now=True)
 
     def _on_lost(self, peer: PeerId, error: PacelineError) -> None:
+        _log.info("link lost", {"node": self.me, "peer": peer, "code": error.code})
         self.loop.link_lost(peer)
         if self.fetcher is not None:
             self.fetcher.on_lost(peer)
@@ -155,6 +159,7 @@ class Node:
                 nursery.start_soon(self.desk.run)
                 await self.offering.announce()
                 self.ready.set()
+                _log.info("serving", {"node": self.me, "spans": [str(it.shard.span) for it in self.table.services]})
                 nursery.start_soon(self.offering.run)
                 nursery.start_soon(self.surroundings.run)
                 await self._leaving.wait()
@@ -170,6 +175,7 @@ class Node:
         if on == self.paused or self._leaving.is_set():
             return
         self.paused = self.table.draining = on
+        _log.info("paused" if on else "resumed", {"node": self.me})
         await self.offering.announce()
         if on:
             self.loop.send_away()
@@ -182,6 +188,7 @@ class Node:
 
     async def _drain(self) -> None:
         self.table.draining = True
+        _log.info("leaving", {"node": self.me, "sessions": len(self.table)})
         await self.offering.announce()
         await self._empty_within(self.config.drain_s)
         if len(self.table):

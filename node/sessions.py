@@ -6,6 +6,7 @@ operations never race with a forward pass.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from paceline.node.tracing import Tracing
 from paceline.wire import limits
 from paceline.wire.codec import Buffer
 from paceline.wire.errors import Draining, Overloaded, PacelineError, Refused, WrongRevision
-from paceline.wire.ids import PeerId, Span
+from paceline.wire.ids import Epoch, PeerId, Span, epoch_number, trace_id
 from paceline.wire.messages import (
     CloseStage,
     FencedBy,
@@ -36,6 +37,8 @@ from paceline.wire.messages import (
     SessionMessage,
     StageError,
 )
+
+_log = logging.getLogger("paceline.node")
 
 StageKey = tuple[bytes, int]
 """(session, first layer): stable over changes of route."""
@@ -184,6 +187,7 @@ class SessionTable:
             try:
                 riding = self._admit(key, m, mine.span, peer)
             except PacelineError as error:
+                _log.info("session refused", self._facts(m.session, owner=peer, span=str(mine.span), code=error.code))
                 refusal = StageError(m.session, mine.start, m.epoch, error.code, error.message)
                 self._send(Send(peer, refusal))
                 return
@@ -209,7 +213,14 @@ class SessionTable:
         riding = Riding(machine, service, grammar)
         self._riding[key] = riding
         self._turn.append(key)
+        _log.info(
+            "session opened", self._facts(m.session, owner=owner, span=str(span), epoch=epoch_number(Epoch(m.epoch)))
+        )
         return riding
+
+    def _facts(self, session: bytes, **more: object) -> dict[str, object]:
+        """For the log: a session goes by its trace, since who knows its id may take it over."""
+        return {"node": self.me, "trace": trace_id(session), **more}
 
     def _why_not(self, revision: bytes, span: Span) -> PacelineError:
         if any(s.revision == revision for s in self.services):
@@ -238,6 +249,7 @@ class SessionTable:
             riding = self._riding.get(key)
             if riding is not None:
                 self.counters["abandoned"] += 1
+                _log.info("owner lost", self._facts(key[0]))
                 self._perform(key, riding, riding.machine.free())
 
     def send_away(self) -> None:
@@ -312,8 +324,10 @@ class SessionTable:
                 self.counters["failed_works"] += 1
                 effects = machine.failed(given, output.error)
                 if riding.grammar is not None and riding.grammar.error:
-                    wrong = f"grammar: {riding.grammar.error}"
+                    wrong = f"grammar: {riding.grammar.error}"  # the user's own words: not for the log
                     effects = [Send(machine.owner, StageError(*key, machine.epoch, "invalid_request", wrong))]
+                else:
+                    _log.warning("step failed", self._facts(key[0], error=output.error))
             elif output.activations is not None:
                 effects = machine.done(given, output.activations.data, output.activations.dtype, None)
             else:
@@ -335,6 +349,7 @@ class SessionTable:
                     if length < riding.service.shard.length(key):
                         riding.service.shard.crop(key, length)
                 case FreeKv():
+                    _log.info("session over", self._facts(key[0], positions=riding.service.shard.length(key)))
                     riding.service.shard.close(key)
                     self._riding.pop(key, None)
                     self._turn = deque(k for k in self._turn if k != key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import trio
 from prometheus_client import CollectorRegistry, generate_latest
 
 from paceline.gateway.metrics import Metrics
-from paceline.node.metrics import StatusCollector
+from paceline.node.metrics import CountsCollector, StatusCollector, exported
 from paceline.node.owner import Rules, load, obey, path_of, save
 from tests.swarming import ToySwarm, collect, options, toy_swarm
 
@@ -89,6 +90,15 @@ async def test_a_throttled_node_works_its_share(tmp_path: Path, autojump_clock: 
             assert await collect(await client.generate(PROMPT, options(max_tokens=50))) == swarm.expected(PROMPT, 50)
             took[pace] = trio.current_time() - began
         assert took[0.25] > 2 * took[1.0]
+
+
+def test_counts_are_served_to_prometheus() -> None:
+    counts = CountsCollector("paceline_bootstrap", "Counts", lambda: {"members": 3})
+    with (
+        exported(counts, "127.0.0.1", 0) as port,
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as page,
+    ):
+        assert 'paceline_bootstrap{of="members"} 3.0' in page.read().decode()
 
 
 async def test_the_dashboard_asks_for_metrics_that_exist(tmp_path: Path, autojump_clock: object) -> None:
