@@ -98,12 +98,9 @@ def _prefill(query: Tensor, segment: Segment, layer: int, scale: float, window: 
     """`query` ``[heads, n, size]`` → ``[heads, n, value size]``."""
     first, mask = _mask(segment, window, query.device)
     keys, values = segment.kv.read(layer, first, segment.start + segment.n)
-    groups = query.shape[0] // keys.shape[0]
-    if groups > 1:
-        keys, values = keys.repeat_interleave(groups, dim=0), values.repeat_interleave(groups, dim=0)
-    causal = mask is None
+    causal, grouped = mask is None, query.shape[0] > keys.shape[0]
     return scaled_dot_product_attention(
-        query[None], keys[None], values[None], attn_mask=mask, is_causal=causal, scale=scale
+        query[None], keys[None], values[None], attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
     )[0]
 
 

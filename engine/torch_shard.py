@@ -31,7 +31,7 @@ from paceline.wire.ids import Span
 from paceline.wire.messages import Dtype
 
 _ACCEPTED: tuple[Dtype, ...] = ("f32", "bf16", "f16")
-FEW_ROWS = 32
+FEW_ROWS = 8
 """Up to this many rows a step is a decode step, as far as threads go; with more it runs on all of them."""
 _POISON = "non-finite activations from upstream"
 
