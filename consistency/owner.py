@@ -7,7 +7,8 @@ route and is given one. The token log it holds is the session; everything else c
 phase      what it waits for, and until when
 =========  ==================================================================================================
 NEW        `install`
-RIDING     the next token, until `progress` runs out (then the same route gets a new epoch)
+RIDING     the next token, until `progress` runs out, or riders have not confirmed the epoch after `first_token_s`
+           (then the same route gets a new epoch, without who was silent)
 BROKEN     `install` or `route_failed`; or the time to ask for a route again
 ENDED      nothing
 =========  ==================================================================================================
@@ -49,6 +50,7 @@ QUICK_REPAIRS = 3
 """So many repairs without a token in between begin at once; later ones wait, twice as long each time."""
 
 SLOWEST_RETRY_S = 4.0
+NEVER = float("inf")
 
 
 def farewell(message: SessionMessage) -> CloseStage | None:
@@ -76,6 +78,8 @@ class Owner:
         self._interval_s = 0.0
         self._last_token_at = now
         self._progress_at = now
+        self._opened_by = NEVER
+        """Until when all riders of the epoch must have confirmed it; NEVER once they have."""
         self._retry_at = now
         self._stalls = self._breaks = 0
         self._steady = False
@@ -145,6 +149,7 @@ class Owner:
         self._asked_events_at = -1
         self.phase = Phase.RIDING
         self._arm(now, fed=known - min(repair.lengths))
+        self._opened_by = now + self.limits.first_token_s
         effects: list[OwnerEffect] = [Send(peer, self._close()) for peer in self._left_behind(old, new)]
         for index, stage in enumerate(new):
             effects.append(Send(stage.at, self._open(index)))
@@ -213,6 +218,7 @@ class Owner:
                 return self._token(sender, message, now)
             case StageOpened():
                 self._opened.add((sender, message.layer))
+                self._opened_by = self._opened_by if self._silent() else NEVER
                 return []
             case StageError():
                 return self._stage_error(sender, message, now)
@@ -235,6 +241,7 @@ class Owner:
             self._interval_s = 0.8 * self._interval_s + 0.2 * gap if self._interval_s else gap
         self._steady = True
         self._last_token_at = now
+        self._opened_by = NEVER
         self._stalls = self._breaks = 0
         self._arm(now, fed=0)
         effects: list[OwnerEffect] = [Emit(m)]
@@ -303,7 +310,7 @@ class Owner:
         """When `tick` must be called at the latest (invariant 6: there always is one until the end)."""
         if self.phase is Phase.BROKEN:
             return min(self._retry_at, self._give_up_at)
-        return self._progress_at if self.phase is Phase.RIDING else float("inf")
+        return min(self._progress_at, self._opened_by) if self.phase is Phase.RIDING else NEVER
 
     def tick(self, now: float) -> list[OwnerEffect]:
         """Deadlines that have passed."""
@@ -314,9 +321,15 @@ class Owner:
             return self._end(error=SessionLost(f"no token for {waited} s, through {self._breaks} repairs"))
         if self.phase is Phase.BROKEN:
             return self._ask_route(now)
+        if now < self._progress_at:
+            return self._break(self._silent(), "the epoch was not confirmed in time", now)
         self._stalls += 1
-        silent = {PeerId(stage.at.peer) for stage in self.route if (stage.at.peer, stage.start) not in self._opened}
-        return self._break(frozenset(silent), "no token before the deadline", now)
+        return self._break(self._silent(), "no token before the deadline", now)
+
+    def _silent(self) -> frozenset[PeerId]:
+        """Riders that have not confirmed the epoch."""
+        riders = {(PeerId(stage.at.peer), stage.start) for stage in self.route}
+        return frozenset(peer for peer, _ in riders.difference(self._opened))
 
     @property
     def _give_up_at(self) -> float:
