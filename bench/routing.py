@@ -30,11 +30,16 @@ LAYERS = 80
 HIDDEN = 8192
 NOW = 1_000_000.0
 BAR_S = 0.050
+SLOW_S = 5e-3
+"""A layer, of the node that holds both ends (``--ends``)."""
+
 REVISION = b"\x07" * 32
 
 
-def swarm(size: int, seed: int, *, uniform_speed: bool = False, spread: bool = False) -> SwarmView:
-    """A view of `size` offers. `uniform_speed`: all machines alike. `spread`: no cities, nodes anywhere on the map."""
+def swarm(size: int, seed: int, *, uniform_speed: bool = False, spread: bool = False, ends: bool = False) -> SwarmView:
+    """A view of `size` offers. `uniform_speed`: all machines alike. `spread`: no cities, nodes anywhere on the map.
+    `ends`: the first node is slow and holds all layers.
+    """
     random = np.random.default_rng(seed)
     place, city = _places(random, size, spread)
     height = random.lognormal(np.log(2.0), 0.7, size)
@@ -43,6 +48,8 @@ def swarm(size: int, seed: int, *, uniform_speed: bool = False, spread: bool = F
     length = random.integers(4, 41, size)
     start = np.clip(random.integers(-8, LAYERS, size), 0, LAYERS - length)
     uplink = 10 ** random.uniform(5.8, 8.1, size)
+    if ends:
+        start[0], length[0], decode[0] = 0, LAYERS, SLOW_S
     offers = [
         _offer(
             at,
@@ -121,9 +128,10 @@ def measure(size: int, seed: int, repeats: int, options: dict[str, bool]) -> Row
     view.table(REVISION)
     built = time.perf_counter() - begun
     core, wall = [], []
+    request = RingRequest(REVISION, ends=frozenset({_name(0)}) if options["ends"] else None)
     for _ in range(repeats):
         begun, used = time.perf_counter(), time.thread_time()
-        plan = cheapest_ring(view, RingRequest(REVISION))
+        plan = cheapest_ring(view, request)
         core.append(time.thread_time() - used)
         wall.append(time.perf_counter() - begun)
     return Row(float(np.median(core)), max(core), float(np.median(wall)), built, len(plan.stages), plan.token_s)
@@ -139,8 +147,9 @@ def main() -> int:
         "--uniform-speed", action="store_true", help="all machines alike: nothing to choose but latency"
     )
     parser.add_argument("--spread", action="store_true", help="no cities: nodes anywhere on the map")
+    parser.add_argument("--ends", action="store_true", help="nobody but one slow node holds the first and last layer")
     chosen = parser.parse_args()
-    options = {"uniform_speed": chosen.uniform_speed, "spread": chosen.spread}
+    options = {"uniform_speed": chosen.uniform_speed, "spread": chosen.spread, "ends": chosen.ends}
     print("core: CPU time of the planning thread, what one idle core would take; wall: the same on this machine now")
     print("per swarm the median ring; then over the swarms: median, slowest, and how many keep the bar")
     print(" offers  core ms  slowest swarm  cold worst  wall ms  in bar  make swarm s  ms/token  RSS MB")

@@ -144,6 +144,11 @@ def _geometry(problem: Problem, bounds: Floats, limit: float) -> tuple[float, Fl
     ratio = (seconds - latency.height[source] - latency.height[target])[far] / gap[far]
     stretch = float(np.clip(np.quantile(ratio, 0.01), MIN_STRETCH, 1.0)) if len(ratio) else 1.0
     height = shortened(latency.height, source, target, seconds - stretch * gap)[problem.peer]
+    if height.min() < 0.0:
+        # The sweeps forget who has ridden: who is paid for being entered would be entered again and again.
+        least = float((seconds / np.maximum(gap, SLACK)).min())
+        stretch = min(stretch, max(least, MIN_STRETCH))
+        height = shortened(latency.height, source, target, seconds - stretch * gap)[problem.peer]
     return stretch, np.where(_several(problem), np.minimum(height, 0.0), height)
 
 

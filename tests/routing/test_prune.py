@@ -135,6 +135,17 @@ def test_equal_where_peers_claim_no_height(seed: int, size: int, layers: int, no
 
 
 @settings(max_examples=100, deadline=None)
+@given(seeds, st.integers(2, 60), st.integers(2, 12), st.sampled_from([0.0, 0.1, 0.4]), st.floats(0.001, 1.0))
+def test_nobody_is_paid_for_being_entered(seed: int, size: int, layers: int, noise: float, limit: float) -> None:
+    """However short a measured pair is: the sweeps forget who has ridden, and would enter him again and again."""
+    case = problem(seed, size, layers, noise, 0.1)
+    bounds = prune._bounds(case, prune._safe_heights(case))
+    stretch, height = prune._geometry(case, bounds, limit)
+    assert stretch >= prune.MIN_STRETCH
+    assert height.min() >= -prune.SLACK or stretch == prune.MIN_STRETCH
+
+
+@settings(max_examples=100, deadline=None)
 @given(seeds, st.integers(2, 40), st.integers(2, 12), st.sampled_from([0.0, 0.1, 1.0]), st.integers(0, 2))
 def test_no_bound_is_above_a_ring(seed: int, size: int, layers: int, noise: float, few: int) -> None:
     """The cheapest ring of each of some heads, not only of the best, as if it were the one to be found."""
