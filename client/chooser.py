@@ -44,6 +44,7 @@ class Chooser:
 
     async def without(self, lost: frozenset[PeerId]) -> tuple[Stage, ...]:
         """A ring without the peers in `lost`, nor those lost before; all others kept. Raises NoRoute."""
+        self._swarm.losses.note(lost - self._gone)
         self._gone |= lost
         view = await self._swarm.view(self.model)
         riders = frozenset(self.plan.peers) if self.plan else frozenset()
@@ -93,7 +94,10 @@ class Chooser:
         return found
 
     def _but(self, gone: frozenset[PeerId]) -> RingRequest:
-        terms = replace(self._request.terms, straggler_s=self._swarm.stragglers.excess_s())
+        swarm = self._swarm
+        terms = replace(
+            self._request.terms, straggler_s=swarm.stragglers.excess_s(), failures_per_s=swarm.losses.per_s()
+        )
         return replace(self._request, excluded=self._request.excluded | gone, terms=terms)
 
     def _repaired(self, view: SwarmView, gone: frozenset[PeerId]) -> tuple[Stage, ...]:

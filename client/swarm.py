@@ -14,6 +14,7 @@ from typing import Any, get_args
 import msgspec
 import trio
 
+from paceline.client.losses import Losses
 from paceline.client.stragglers import Stragglers
 from paceline.consistency.owner import farewell
 from paceline.dht.directory import Directory
@@ -84,6 +85,7 @@ class Swarm:
         self._noticed: dict[PeerId, float] = {}
         """When it was first seen that the link to a peer had fallen, in unix seconds."""
         self.stragglers = Stragglers(unix_time)
+        self.losses = Losses(unix_time)
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[Swarm]:

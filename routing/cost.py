@@ -121,6 +121,7 @@ def time_to_first_token(
 
 
 def _penalties(table: ServiceTable, terms: CostTerms) -> Floats:
-    if not terms.straggler_s and not terms.failures_per_s:
+    cost = {peer: terms.penalty_s(peer) for peer in terms.straggler_s.keys() | terms.failures_per_s.keys()}
+    if not cost:
         return np.zeros(len(table))
-    return np.array([terms.penalty_s(address.peer) for address in table.addresses], dtype=np.float64)
+    return np.array([cost.get(address.peer, 0.0) for address in table.addresses], dtype=np.float64)

@@ -1,11 +1,17 @@
-"""What a client remembers of a peer that died: not taken again while its offer lives, taken again when it is back."""
+"""What a client remembers of a peer that died: not taken again while its offer lives, taken again when it is back, and
+at the price of what his failures cost on average.
+"""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import pytest
 import trio
 
+from paceline.client.losses import HALF_LIFE_S, Losses
+from paceline.wire.ids import PeerId
 from tests.swarming import ToySwarm, collect, options, toy_swarm
 
 PROMPT = [5, 3, 1, 4, 1, 5, 9, 2, 6]
@@ -33,6 +39,35 @@ async def test_a_new_session_does_not_pick_the_peer_whose_link_just_fell(
             second = await client.generate(PROMPT, options())
             assert await collect(second) == swarm.expected(PROMPT, 16)
             assert second.result().failovers == ()
+
+
+def test_losses_become_a_rate_that_fades() -> None:
+    clock = [0.0]
+    losses = Losses(lambda: clock[0])
+    losses.note([PeerId("a"), PeerId("b")])
+    clock[0] = HALF_LIFE_S
+    losses.note([PeerId("a")])
+    rate = math.log(2.0) / HALF_LIFE_S
+    assert losses.per_s() == pytest.approx({"a": 1.5 * rate, "b": 0.5 * rate})
+    clock[0] = 8 * HALF_LIFE_S
+    assert losses.per_s() == {}
+
+
+async def test_of_two_equals_the_one_that_was_never_lost_rides(autojump_clock: object, tmp_path: Path) -> None:
+    async with toy_swarm(tmp_path) as swarm:
+        await replicated(swarm)
+        async with swarm.client() as client:
+            stream = await client.generate(PROMPT, options(max_tokens=40))
+            tokens = [(await stream.receive()).token for _ in range(5)]  # type: ignore[union-attr]
+            lost = stream.result().route[1].peer
+            swarm.network.cut(PeerId(client.swarm.links.address.peer), PeerId(lost))
+            assert tokens + await collect(stream) == swarm.expected(PROMPT, 40)
+            assert lost not in [rider.peer for rider in stream.result().route]
+            await trio.sleep(20.0)
+            assert lost in client.swarm.losses.per_s()
+            again = await client.generate(PROMPT, options())
+            await collect(again)
+            assert lost not in [rider.peer for rider in again.result().route]
 
 
 async def test_a_dead_peer_is_no_standby(autojump_clock: object, tmp_path: Path) -> None:
