@@ -21,6 +21,7 @@ from pathlib import Path
 import trio
 
 from paceline.net import profiles
+from paceline.net.lane import Lanes
 from paceline.net.profiles import LinkProfile, LinkWeather
 from paceline.net.sky import Gated, Sky
 from paceline.net.transport import Channel, ChannelHandler, ChannelKind, Transport
@@ -224,12 +225,14 @@ class ConditionedTransport:
 
     `file`: where the profile came from, read again whenever it changes. A file that no longer parses, or is gone,
     changes nothing, and is counted in `statistics` (``refused_link_profiles``). Streams that the inner transport opens
-    beside its channels (the directory's) pass the same sky, where it has a gate for them (`net.streams.Gated`).
+    beside its channels (the directory's) pass the same sky, where it has a gate for them (`net.streams.Gated`). There
+    are no lanes: what bypasses the channels would bypass the profile.
     """
 
     def __init__(
         self, inner: Transport, profile: LinkProfile, *, file: Path | None = None, slack_s: float = TIMER_SLACK_S
     ) -> None:
+        self.lanes: Lanes | None = None
         self._inner = inner
         self._file = file
         self._stamp = _stamp(file)

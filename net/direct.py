@@ -27,6 +27,7 @@ from libp2p.security.noise.transport import Transport as Noise
 from paceline.net.framing import Received, Unpacker, pack_in_chunks
 from paceline.net.hardening import translated
 from paceline.net.identity import Identity
+from paceline.net.lane import MARK, Lanes, OutLane
 from paceline.net.transport import ChannelKind
 from paceline.wire.errors import DeadlineExceeded, PacelineError, PeerUnavailable, ProtocolViolation
 from paceline.wire.ids import PeerId
@@ -175,9 +176,9 @@ class DirectChannel:
 class _Wire:
     """A socket as libp2p's handshake reads it, keeping what was read ahead."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(self, stream: trio.SocketStream, ahead: bytes = b"") -> None:
         self.stream = stream
-        self.ahead = b""
+        self.ahead = ahead
 
     async def write(self, data: bytes) -> None:
         await self.stream.send_all(data)
@@ -211,9 +212,9 @@ class Handshake:
         raw = RawConnection(_Wire(stream), True)
         return await self._channel(stream, raw, self._noise.secure_outbound(raw, ID.from_string(peer)), timeout_s, peer)
 
-    async def inbound(self, stream: trio.SocketStream, timeout_s: float) -> DirectChannel:
-        """Learn who dials. Raises PeerUnavailable, ProtocolViolation."""
-        raw = RawConnection(_Wire(stream), False)
+    async def inbound(self, stream: trio.SocketStream, timeout_s: float, first: bytes = b"") -> DirectChannel:
+        """Learn who dials, whose `first` bytes were read already. Raises PeerUnavailable, ProtocolViolation."""
+        raw = RawConnection(_Wire(stream, first), False)
         return await self._channel(stream, raw, self._noise.secure_inbound(raw), timeout_s, "")
 
     async def _channel(
@@ -245,13 +246,14 @@ class Handshake:
 
 
 class DirectListener:
-    """The inbound side: a cap before the handshake, a deadline on it, a cap after it."""
+    """The inbound side: a cap before the handshake, a deadline on it, a cap after it. Lanes come in here as well."""
 
     def __init__(
         self,
         handshake: Handshake,
         handler: Callable[[DirectChannel], Awaitable[None]],
         report: Callable[[str], None],
+        lanes: Lanes,
         *,
         deadline_s: float = HANDSHAKE_DEADLINE_S,
         max_handshakes: int = MAX_HANDSHAKES,
@@ -260,6 +262,7 @@ class DirectListener:
         self._handshake = handshake
         self._handler = handler
         self._report = report
+        self._lanes = lanes
         self._deadline_s = deadline_s
         self._room_before = max_handshakes
         self._room_after = max_channels
@@ -270,22 +273,37 @@ class DirectListener:
             self._report("data_connections_over_limit")
             stream.socket.close()
             return
-        channel = await self._admit(stream)
-        if channel is None:
+        admitted = await self._admit(stream)
+        if admitted is None:
             return
         self._room_after -= 1
         try:
-            await self._handler(channel)
+            if isinstance(admitted, OutLane):
+                await self._lanes.feed(admitted)
+            else:
+                await self._handler(admitted)
         finally:
             self._room_after += 1
-            await channel.aclose()
+            await admitted.aclose()
 
-    async def _admit(self, stream: trio.SocketStream) -> DirectChannel | None:
+    async def _admit(self, stream: trio.SocketStream) -> DirectChannel | OutLane | None:
         self._room_before -= 1
+        kind = "handshake"
+        admitted: DirectChannel | OutLane | None = None
         try:
-            return await self._handshake.inbound(stream, self._deadline_s)
-        except PacelineError as error:
-            self._report("data_handshake_late" if isinstance(error, DeadlineExceeded) else "data_handshake")
-            return None
+            with trio.fail_after(self._deadline_s):
+                first = bytes(await stream.receive_some(READ_BYTES))
+                if first.startswith(MARK):
+                    kind = "lane"
+                    admitted = await self._lanes.admit(stream, first)
+                else:
+                    admitted = await self._handshake.inbound(stream, self._deadline_s, first)
+        except (trio.TooSlowError, DeadlineExceeded):
+            self._report(f"data_{kind}_late")
+        except (PacelineError, trio.BrokenResourceError):
+            self._report(f"data_{kind}")
         finally:
             self._room_before += 1
+            if admitted is None:
+                stream.socket.close()
+        return admitted

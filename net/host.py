@@ -31,6 +31,7 @@ from paceline.net import hardening
 from paceline.net.dialing import AddressBook, Attempt, first_of, format_tcp, parse_tcp, reachable_hosts
 from paceline.net.direct import DirectChannel, DirectListener, Handshake
 from paceline.net.identity import Identity
+from paceline.net.lane import Lanes
 from paceline.net.relaying import CIRCUIT, HOP, STOP, Relay, Relayed, through
 from paceline.net.sky import StreamGate
 from paceline.net.streams import LINK_PROTOCOL, HostStream, StreamChannel
@@ -91,6 +92,7 @@ class Libp2pTransport:
         self._book = AddressBook(trio.current_time)
         self._nursery: trio.Nursery | None = None
         self._channels: dict[DirectChannel | StreamChannel, None] = {}
+        self.lanes: Lanes | None = Lanes()
         self._relay = Relay(self)
         self._relayed = Relayed(self)
         self.gate: StreamGate | None = None
@@ -199,10 +201,12 @@ class Libp2pTransport:
         return tuple(format_tcp(host, port) for host in hosts)[: limits.MAX_ADDRESSES]
 
     def _data_service(self, handler: ChannelHandler) -> DirectListener:
+        assert self.lanes is not None
         return DirectListener(
             self._handshake,
             partial(self._serve, handler),
             self._report,
+            self.lanes,
             deadline_s=self._config.handshake_deadline_s,
             max_handshakes=self._config.max_handshakes,
             max_channels=self._config.max_channels,

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import trio
 
+from paceline.net.lane import Lanes
 from paceline.net.transport import ChannelHandler, ChannelKind
 from paceline.net.unwrapping import single_errors
 from paceline.wire import limits
@@ -280,6 +281,7 @@ class MemoryTransport:
     def __init__(self, network: MemoryNetwork, peer: PeerId, *, listens: bool) -> None:
         self.peer = peer
         self.alive = True
+        self.lanes: Lanes | None = None
         self._network = network
         self._listens = listens
         self._handler: ChannelHandler | None = None

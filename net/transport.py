@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Literal, Protocol
 
+from paceline.net.lane import Lanes
 from paceline.wire.ids import PeerId
 from paceline.wire.messages import PeerAddress
 
@@ -64,6 +65,11 @@ ChannelHandler = Callable[[Channel], Awaitable[None]]
 
 class Transport(Protocol):
     """One process's place on the network."""
+
+    @property
+    def lanes(self) -> Lanes | None:
+        """Connections for bulk beside links; None: there are none, and bulk goes over links."""
+        ...
 
     @property
     def address(self) -> PeerAddress:

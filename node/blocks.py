@@ -15,10 +15,10 @@ from typing import Any, Protocol
 
 import trio
 
+from paceline.net.lane import Lanes, OutLane
 from paceline.net.links import Links
 from paceline.node.weights_rate import Rate
 from paceline.store.store import Store
-from paceline.wire.codec import Buffer
 from paceline.wire.errors import CorruptBlock, ModelNotFound, Overloaded
 from paceline.wire.ids import PeerId, Revision
 from paceline.wire.messages import BlockPiece, BlockRequest, Holdings, HoldingsRequest
@@ -44,8 +44,11 @@ class BlockSource(Protocol):
         """Whether it is held. Quick; may turn out wrong."""
         ...
 
-    def quick(self, digest: bytes, offset: int, length: int) -> tuple[int, Buffer] | None:
-        """As `piece`, where nothing has to be verified and no disk has to be waited for; else None."""
+    def quick(self, digest: bytes, offset: int, room: memoryview) -> tuple[int, int] | None:
+        """As `piece`, into `room`, where nothing has to be verified and no disk has to be waited for; else None.
+
+        ``(size of the block, bytes written)``.
+        """
         ...
 
 
@@ -58,8 +61,8 @@ class NoBlocks:
     def holds(self, digest: bytes) -> bool:
         return False
 
-    def quick(self, digest: bytes, offset: int, length: int) -> tuple[int, Buffer] | None:
-        return 0, b""
+    def quick(self, digest: bytes, offset: int, room: memoryview) -> tuple[int, int] | None:
+        return 0, 0
 
 
 class StoreBlocks:
@@ -85,19 +88,18 @@ class StoreBlocks:
         except (OSError, CorruptBlock, ModelNotFound):
             return 0, b""
 
-    def quick(self, digest: bytes, offset: int, length: int) -> tuple[int, Buffer] | None:
+    def quick(self, digest: bytes, offset: int, room: memoryview) -> tuple[int, int] | None:
         path = self._store.verified(digest)
         if path is None:
             return None
         try:
             with path.open("rb", buffering=0) as file:
                 total = os.fstat(file.fileno()).st_size
-                want = max(0, min(length, total - offset))
-                buffer = bytearray(want)
-                got = os.preadv(file.fileno(), [buffer], offset, os.RWF_NOWAIT) if want else 0
+                want = max(0, min(len(room), total - offset))
+                got = os.preadv(file.fileno(), [room[:want]], offset, os.RWF_NOWAIT) if want else 0
         except OSError:
             return None  # not in memory, or not on this file system
-        return (total, buffer) if got == want else None
+        return (total, got) if got == want else None
 
 
 @dataclass(slots=True)
@@ -123,9 +125,11 @@ class BlockDesk:
         source: BlockSource,
         bytes_per_s: float = 0.0,
         in_thread: InThread = trio.to_thread.run_sync,
+        lanes: Lanes | None = None,
     ) -> None:
         self.statistics = DeskStatistics()
         self._links = links
+        self._lanes = lanes
         self._source = source
         self._in_thread = in_thread
         self._rate = Rate(bytes_per_s)
@@ -137,7 +141,8 @@ class BlockDesk:
         """A question from a peer; never blocks."""
         if isinstance(message, HoldingsRequest):
             held = bytes(self._source.holds(digest) for digest in message.hashes)
-            self._links.reply(peer, Holdings(message.request, held))
+            key = self._lanes.ticket(peer) if message.lane and self._lanes is not None else b""
+            self._links.reply(peer, Holdings(message.request, held, key))
             return
         queue = self._queues.get(peer)
         if queue is None:
@@ -169,24 +174,37 @@ class BlockDesk:
                 del self._queues[peer]
                 continue
             self._turn.rotate(-1)
-            if self._links.waiting_bytes(peer) < MOST_QUEUED_BYTES:
+            lane = self._lane(peer)
+            waiting = self._links.waiting_bytes(peer) if lane is None else lane.waiting_bytes
+            if waiting < MOST_QUEUED_BYTES:
                 return peer
         return None
+
+    def _lane(self, peer: PeerId) -> OutLane | None:
+        return None if self._lanes is None else self._lanes.to(peer)
 
     async def _serve(self, peer: PeerId, asked: BlockRequest) -> None:
         if (wait_s := self._rate.wait_s(trio.current_time())) > 0:
             await trio.sleep(wait_s)
-        found = self._source.quick(asked.hash, asked.offset, asked.length)
+        lane = self._lane(peer)
+        room = None if lane is None else lane.room()
+        view = memoryview(bytearray(asked.length)) if room is None else room.bytes[: asked.length]
+        found = self._source.quick(asked.hash, asked.offset, view)
         if found is None:
-            found = await self._in_thread(self._source.piece, asked.hash, asked.offset, asked.length)
+            total, data = await self._in_thread(self._source.piece, asked.hash, asked.offset, asked.length)
+            view[: len(data)] = data
+            found = total, len(data)
         else:
             await trio.lowlevel.checkpoint()
-        total, data = found
+        total, length = found
         try:
-            self._links.reply(peer, BlockPiece(asked.request, total), data)
+            if lane is not None and room is not None:
+                lane.put(asked.request, total, room, length)
+            else:
+                self._links.reply(peer, BlockPiece(asked.request, total), view[:length])
         except Overloaded:
             self.statistics.refused += 1
             return
-        self._rate.spend(len(data), trio.current_time())
+        self._rate.spend(length, trio.current_time())
         self.statistics.pieces += 1
-        self.statistics.bytes += len(data)
+        self.statistics.bytes += length

@@ -120,7 +120,8 @@ async def _serve(
         services = [] if here is None else [await joiner.load(here)]
         node = _build(config, identity, store, engine, services)
         node.releases_refused = weights.refused
-        node.fetcher = Fetcher(node.links, store, FetchConfig(bytes_per_s=config.download_bytes_per_s))
+        fetching = FetchConfig(bytes_per_s=config.download_bytes_per_s)
+        node.fetcher = Fetcher(node.links, store, fetching, lanes=node.lanes)
         node.frontier = lambda: weights.frontier((it.model, it.revision) for it in node.table.services)
         nursery.start_soon(_join_and_tell, nursery, config, node, joiner, ready)
         nursery.start_soon(_leave_when, leaving, node)

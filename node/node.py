@@ -92,7 +92,8 @@ class Node:
         )
         self.surroundings = Surroundings(self)
         self.offering = Offering(self, unix_time)
-        self.desk = BlockDesk(self.links, blocks or NoBlocks(), self.config.upload_bytes_per_s)
+        self.lanes = transport.lanes
+        self.desk = BlockDesk(self.links, blocks or NoBlocks(), self.config.upload_bytes_per_s, lanes=self.lanes)
         self.fetcher: Fetcher | None = None
         """Brings blocks from other nodes, where this one is built to."""
         self.unannounced: list[LoadedService] = []

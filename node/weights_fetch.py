@@ -14,9 +14,11 @@ from hashlib import sha256
 
 import trio
 
+from paceline.net.lane import Lanes
 from paceline.net.links import Links
 from paceline.net.unwrapping import single_errors
 from paceline.node.blocks import InThread
+from paceline.node.weights_lanes import Listening
 from paceline.node.weights_plan import FetchPlan, Piece
 from paceline.node.weights_rate import Rate
 from paceline.store.manifest import Block
@@ -33,19 +35,22 @@ Sources = Callable[[], Awaitable[Sequence[PeerAddress]]]
 Progress = Callable[[int, int], None]
 """``(done, total)`` bytes."""
 
+VERIFIERS = 2
+"""Blocks that are hashed at once."""
+
 
 @dataclass(frozen=True, slots=True)
 class FetchConfig:
-    """`piece_bytes`: one request. `window`: requests out at one peer. `bytes_per_s`: of all peers, 0: no limit.
-
-    `patience_s`: silence of a peer that was asked. `give_up_s`: without anything new while nobody offers what lacks.
+    """`piece_bytes`: one request. `window`: requests out at one peer, by halves. `bytes_per_s`: of all peers, 0: no
+    limit. `patience_s`: silence of a peer that was asked. `give_up_s`: without anything new while nobody offers what
+    lacks.
     """
 
-    piece_bytes: int = 512 * 1024
+    piece_bytes: int = 1024 * 1024
     window: int = 8
     most_peers: int = 16
     bytes_per_s: float = 0.0
-    patience_s: float = 10.0
+    patience_s: float = 20.0
     again_s: float = 2.0
     give_up_s: float = 30.0
 
@@ -81,9 +86,11 @@ class Fetcher:
         store: Store,
         config: FetchConfig | None = None,
         in_thread: InThread = trio.to_thread.run_sync,
+        lanes: Lanes | None = None,
     ) -> None:
         self.config = config or FetchConfig()
         self.in_thread = in_thread
+        self.lanes = lanes
         self.banned: set[PeerId] = set()
         self.reports: list[FetchReport] = []
         """Of every fetch that has begun, oldest first."""
@@ -179,7 +186,8 @@ class _Run:
         self._total = sum(it.block.size for it in files)
         self._done = min(self._total, sum(map(len, landed.values())) * owner.config.piece_bytes)
         self._out: dict[int, tuple[PeerId, Piece]] = {}
-        self._asked: dict[int, tuple[PeerId, list[Block]]] = {}
+        self._asked: dict[int, tuple[PeerAddress, list[Block]]] = {}
+        self._lanes = Listening(owner.lanes, owner.on_message, self._ring, self._forget)
         self._bells: dict[PeerId, trio.Event] = {}
         self._verify, self._to_verify = trio.open_memory_channel[Block](float("inf"))
         self._seen: set[tuple[str, int]] = set()
@@ -189,9 +197,10 @@ class _Run:
 
     def on_message(self, peer: PeerId, message: BlockPiece | Holdings, payload: memoryview) -> None:
         if isinstance(message, Holdings):
-            who, blocks = self._asked.pop(message.request, (None, []))
-            if who == peer:
+            at, blocks = self._asked.pop(message.request, (None, []))
+            if at is not None and at.peer == peer:
                 self.plan.holds(peer, [b.hash for b, flag in zip(blocks, message.held, strict=False) if flag])
+                self._lanes.begin(self._nursery, at, message.lane)
         else:
             who, piece = self._out.get(message.request, (None, None))
             if who == peer and piece is not None:
@@ -219,6 +228,7 @@ class _Run:
 
     def on_lost(self, peer: PeerId) -> None:
         self._forget(peer)
+        self._lanes.lost(peer)
         self._ring(peer)
 
     def _forget(self, peer: PeerId) -> None:
@@ -241,7 +251,9 @@ class _Run:
 
     async def _run(self, sources: Sources) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._verify_all, nursery.cancel_scope)
+            self._nursery = nursery
+            for _ in range(VERIFIERS):
+                nursery.start_soon(self._verify_each)
             asking: set[PeerId] = set()
             while True:
                 for at in list(await sources())[: self._owner.config.most_peers]:
@@ -288,16 +300,16 @@ class _Run:
         blocks = self.plan.blocks[: limits.MAX_HOLDINGS]
         if blocks:
             number = self._owner.number()
-            self._asked = {k: v for k, v in self._asked.items() if v[0] != at.peer} | {
-                number: (PeerId(at.peer), blocks)
-            }
-            self._links.send(at, HoldingsRequest(number, tuple(block.digest for block in blocks)))
+            self._asked = {k: v for k, v in self._asked.items() if v[0].peer != at.peer} | {number: (at, blocks)}
+            hashes = tuple(block.digest for block in blocks)
+            self._links.send(at, HoldingsRequest(number, hashes, self._lanes.wanted(at)))
 
     async def _converse(self, at: PeerAddress) -> None:
         """Keep a few requests out at this peer. Raises PeerUnavailable where it stays silent or its link fell."""
         peer, config = PeerId(at.peer), self._owner.config
         while True:
-            while self.plan.in_flight(peer) < config.window:
+            few = self._lanes.settled(peer) and self.plan.in_flight(peer) <= config.window // 2
+            while few and self.plan.in_flight(peer) < config.window:
                 while (wait_s := self._rate.wait_s(trio.current_time())) > 0:
                     await trio.sleep(wait_s)
                 piece = self.plan.next(peer)
@@ -325,30 +337,37 @@ class _Run:
 
     # --- verification
 
-    async def _verify_all(self, scope: trio.CancelScope) -> None:
-        """Blocks that are complete enter the store, or their senders are judged. Ends the run after the last."""
-        while self.plan.blocks:
-            block = await self._to_verify.receive()
+    async def _verify_each(self) -> None:
+        """Blocks that are complete are saved, or their senders judged."""
+        async for block in self._to_verify:
             if self.plan.judge(block):  # else it has lost a piece while it waited, and comes here again
                 await self._judge(block)
-                self._ring()
-        scope.cancel()
 
     async def _judge(self, block: Block) -> None:
         file, in_thread = self._files[block.hash], self._owner.in_thread
-        suspects = self.plan.suspects(block)
-        digests = await in_thread(partial(file.digests, suspects)) if suspects else {}
         try:
-            await in_thread(file.complete)
+            await in_thread(file.verify)
         except CorruptBlock:
             digests = await in_thread(partial(file.digests, range(file.pieces)))
             self._ban(self.plan.bad(block, digests))
             file.reset()
             self._done = max(0, self._done - block.size)
+            self._ring()
             return
+        self._nursery.start_soon(self._save, block)
+
+    async def _save(self, block: Block) -> None:
+        """A good block enters the store; the disk takes its time, and the next block is hashed meanwhile."""
+        file, in_thread = self._files[block.hash], self._owner.in_thread
+        suspects = self.plan.suspects(block)
+        digests = await in_thread(partial(file.digests, suspects)) if suspects else {}
+        await in_thread(file.complete)
         self._report.blocks += 1
         self._ban(self.plan.blame(block, digests))
         self.plan.good(block)
+        self._ring()
+        if not self.plan.blocks:
+            self._nursery.cancel_scope.cancel()
 
     def _ban(self, liars: set[PeerId]) -> None:
         for peer in liars - self._owner.banned:

@@ -19,6 +19,10 @@ from pathlib import Path
 
 from paceline.store.manifest import Block
 from paceline.store.store import Store
+from paceline.wire.errors import CorruptBlock
+
+_CACHED = 256 * 1024
+"""What is copied and hashed at once stays in the processor's cache."""
 
 
 class Partial:
@@ -28,6 +32,7 @@ class Partial:
         self.block = block
         self.piece_bytes = piece_bytes
         self._store = store
+        self._verified = False
         self._file = handle
         self._path = store.root / "partial" / block.hash
         self._map_path = self._path.with_name(f"{block.hash}.{piece_bytes}")
@@ -62,6 +67,7 @@ class Partial:
 
     def write(self, piece: int, data: memoryview) -> None:
         """A piece's bytes. The mark follows the bytes, so that a kill in between costs the piece and no more."""
+        self._verified = False
         os.pwrite(self._file, data, piece * self.piece_bytes)
         os.pwrite(self._map, b"\x01", piece)
 
@@ -69,8 +75,19 @@ class Partial:
         """The hash of each of these pieces as they lie here."""
         return {at: sha256(os.pread(self._file, self.piece_bytes, at * self.piece_bytes)).digest() for at in pieces}
 
+    def verify(self) -> None:
+        """Raises CorruptBlock where the file is not the block."""
+        hasher, at, room = sha256(), 0, memoryview(bytearray(_CACHED))
+        while got := os.preadv(self._file, [room], at):
+            hasher.update(room[:got])
+            at += got
+        self._verified = at == self.block.size and hasher.digest() == self.block.digest
+        if not self._verified:
+            raise CorruptBlock(f"what was fetched as block {self.block.hash[:12]} is another one")
+
     def complete(self) -> None:
-        """The block enters the store. Raises CorruptBlock (nothing changes then)."""
+        """The block, verified and not written to since, enters the store, and is on the disk. Raises DiskFull."""
+        assert self._verified, "nothing enters the store by its name alone"
         self._store.adopt(self._path, self._file, self.block)
         self._map_path.unlink(missing_ok=True)
 

@@ -283,17 +283,22 @@ class BlockPiece(Struct, frozen=True, array_like=True, tag=17):
 
 
 class HoldingsRequest(Struct, frozen=True, array_like=True, tag=18):
-    """Which of these blocks do you hold?"""
+    """Which of these blocks do you hold? `lane`: and may their pieces come on a lane (`net.lane`)?"""
 
     request: U32
     hashes: Annotated[tuple[HashBytes, ...], Meta(min_length=1, max_length=limits.MAX_HOLDINGS)]
+    lane: bool = False
 
 
 class Holdings(Struct, frozen=True, array_like=True, tag=19):
-    """Answer to a HoldingsRequest: a byte for each hash, in its order; 1 where the sender holds the block."""
+    """Answer to a HoldingsRequest: a byte for each hash, in its order; 1 where the sender holds the block.
+
+    `lane`: the key of a lane that the asker may dial at the sender's data addresses, once; empty: none.
+    """
 
     request: U32
     held: Annotated[bytes, Meta(max_length=limits.MAX_HOLDINGS)]
+    lane: Annotated[bytes, Meta(max_length=32)] = b""
 
 
 Message = (

@@ -80,7 +80,8 @@ async def test_garbage_on_both_ports_is_counted_and_both_serve_on() -> None:
                 stream = await connect(address)
                 await stream.send_all(junk)
                 await stream.aclose()
-        await until(lambda: server.statistics().get("refused_data_handshake", 0) == len(GARBAGE))
+        kinds = ("refused_data_handshake", "refused_data_lane")
+        await until(lambda: sum(server.statistics().get(kind, 0) for kind in kinds) == len(GARBAGE))
         await until(lambda: server.statistics().get("refused_control_handshake", 0) == len(GARBAGE))
         await alive(server, client)
 

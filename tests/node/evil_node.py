@@ -24,7 +24,7 @@ def corrupt(blocks: bool) -> None:
         return total, data
 
     StoreBlocks.piece = piece  # type: ignore[method-assign]
-    StoreBlocks.quick = lambda self, digest, offset, length: None  # type: ignore[method-assign]
+    StoreBlocks.quick = lambda self, digest, offset, room: None  # type: ignore[method-assign]
 
 
 def forge() -> None:

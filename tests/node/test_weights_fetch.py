@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,7 +14,9 @@ from typing import Any
 import pytest
 import trio
 
+from paceline.net.direct import DirectChannel, DirectListener, Handshake
 from paceline.net.identity import Identity
+from paceline.net.lane import Lanes, OutLane
 from paceline.net.links import Links
 from paceline.net.memory import MemoryNetwork
 from paceline.node.blocks import BlockDesk, BlockSource, InThread, StoreBlocks
@@ -47,7 +50,7 @@ class Liar(StoreBlocks):
         total, data = super().piece(digest, offset, length)
         return total, data[:-1] + bytes([data[-1] ^ 1]) if data else data
 
-    def quick(self, digest: bytes, offset: int, length: int) -> None:
+    def quick(self, digest: bytes, offset: int, room: memoryview) -> None:
         return None
 
 
@@ -68,6 +71,8 @@ class Lab:
     network: MemoryNetwork = field(default_factory=lambda: MemoryNetwork(seed=3))
     peers: dict[str, PeerAddress] = field(default_factory=dict)
     desks: dict[str, BlockDesk] = field(default_factory=dict)
+    links: dict[str, Links] = field(default_factory=dict)
+    lanes: dict[str, Lanes] = field(default_factory=dict)
 
     async def serve(
         self,
@@ -75,7 +80,10 @@ class Lab:
         blocks: Sequence[bytes] = BLOCKS,
         kind: Callable[[Store], BlockSource] = StoreBlocks,
         rate: float = 0.0,
+        *,
+        lanes: bool = False,
     ) -> None:
+        """`lanes`: beside links in memory, over real sockets, so without a virtual clock."""
         store = Store(self.folder / name)
         for data in blocks:
             store.put(data)
@@ -84,8 +92,10 @@ class Lab:
             if isinstance(message, BlockRequest | HoldingsRequest):
                 self.desks[name].handle(peer, message)
 
-        links = Links(self.network.transport(Identity.ephemeral().peer), on_message)
-        self.desks[name] = BlockDesk(links, kind(store), rate, inline)
+        identity = Identity.ephemeral()
+        links = self.links[name] = Links(self.network.transport(identity.peer), on_message)
+        self.lanes[name] = Lanes()
+        self.desks[name] = BlockDesk(links, kind(store), rate, inline, self.lanes[name])
         up = trio.Event()
 
         async def run() -> None:
@@ -96,6 +106,17 @@ class Lab:
         self.nursery.start_soon(run)
         await up.wait()
         self.peers[name] = links.address
+        if lanes:
+            port = await self.data_port(identity, self.lanes[name])
+            self.peers[name] = PeerAddress(identity.peer, links.address.control, (port,))
+
+    async def data_port(self, identity: Identity, lanes: Lanes) -> str:
+        async def no_links(channel: DirectChannel) -> None:
+            raise AssertionError("links are in memory here")
+
+        serve = DirectListener(Handshake(identity), no_links, lambda kind: None, lanes).serve
+        listeners = await self.nursery.start(trio.serve_tcp, serve, 0)
+        return f"/ip4/127.0.0.1/tcp/{listeners[0].socket.getsockname()[1]}"
 
     @asynccontextmanager
     async def fetcher(
@@ -110,7 +131,7 @@ class Lab:
             on_message,
             lambda peer, error: fetcher.on_lost(peer),
         )
-        fetcher = Fetcher(links, Store(self.folder / name), config, in_thread)
+        fetcher = Fetcher(links, Store(self.folder / name), config, in_thread, Lanes())
         async with links.run():
             yield fetcher
 
@@ -263,6 +284,90 @@ async def test_nobody_there_is_said_within_the_bound(autojump_clock: object, lab
             await fetcher.fetch(lab.wanted(), lab.sources)
 
 
+# --- lanes
+
+
+async def test_pieces_come_on_lanes_and_links_only_ask(lab: Lab) -> None:
+    for name in ("a", "b", "c"):
+        await lab.serve(name, lanes=True)
+    async with lab.fetcher() as fetcher:
+        report = await fetcher.fetch(lab.wanted(), lab.sources)
+    check(Store(lab.folder / "empty"), report)
+    assert report.bytes == sum(map(len, BLOCKS)) == sum(desk.statistics.bytes for desk in lab.desks.values())
+    assert (report.again, report.banned, len(report.sent)) == (0, [], 3)
+    assert sum(links.statistics().bytes_out for links in lab.links.values()) < report.bytes / 4
+
+
+async def test_a_liar_on_a_lane_is_banned_as_well(lab: Lab) -> None:
+    await lab.serve("liar", kind=Liar, lanes=True)
+    await lab.serve("a", lanes=True)
+    await lab.serve("b")
+    async with lab.fetcher() as fetcher:
+        report = await fetcher.fetch(lab.wanted(), lab.sources)
+        assert fetcher.banned == {lab.peers["liar"].peer}
+    check(Store(lab.folder / "empty"), report)
+
+
+async def test_where_no_lane_can_be_reached_pieces_come_on_the_link(lab: Lab) -> None:
+    await lab.serve("a")
+    at = lab.peers["a"]
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    lab.peers["a"] = PeerAddress(at.peer, at.control, (f"/ip4/127.0.0.1/tcp/{port}",))
+    async with lab.fetcher() as fetcher:
+        check(Store(lab.folder / "empty"), await fetcher.fetch(lab.wanted(), lab.sources))
+    assert lab.links["a"].statistics().bytes_out > sum(map(len, BLOCKS))
+
+
+async def test_a_lane_that_breaks_midway_costs_no_piece_twice_and_nobody_a_ban(lab: Lab) -> None:
+    await lab.serve("a", lanes=True)
+    broken: list[OutLane] = []
+    async with lab.fetcher(FetchConfig(piece_bytes=1000, window=2)) as fetcher:
+
+        def progress(done: int, total: int) -> None:
+            lane = lab.lanes["a"].to(fetcher._links.peer)
+            if done > total / 2 and lane is not None and not broken:
+                broken.append(lane)
+                lane._stream.socket.close()
+
+        report = await fetcher.fetch(lab.wanted(), lab.sources, progress)
+    assert broken
+    check(Store(lab.folder / "empty"), report)
+    assert (report.again, report.banned) == (0, [])
+    assert report.bytes == sum(map(len, BLOCKS))
+
+
+async def test_a_source_that_dies_with_its_lane_costs_nothing_twice(lab: Lab) -> None:
+    await lab.serve("a", lanes=True)
+    await lab.serve("b", lanes=True)
+    async with lab.fetcher(FetchConfig(piece_bytes=1000, window=2)) as fetcher:
+
+        def progress(done: int, total: int) -> None:
+            if done > total / 2:
+                lab.network.kill(lab.peers["a"].peer)  # type: ignore[arg-type]
+
+        report = await fetcher.fetch(lab.wanted(), lab.sources, progress)
+    check(Store(lab.folder / "empty"), report)
+    assert (report.again, report.bytes) == (0, sum(map(len, BLOCKS)))
+
+
+async def test_a_lane_keeps_to_the_rate(autojump_clock: object, lab: Lab) -> None:
+    """A lane that nobody empties: what the desk has put on it, and when."""
+    await lab.serve("a", rate=2000)
+    ours, theirs = trio.socket.socketpair()
+    asker = Identity.ephemeral().peer
+    lane = OutLane(trio.SocketStream(ours), asker, bytes(32))
+    lab.lanes["a"]._fed[asker] = lane
+    block, began = lab.wanted()[0], trio.current_time()
+    for offset in range(0, block.size, 1000):
+        lab.desks["a"].handle(asker, BlockRequest(1, block.digest, offset, 1000))
+    while lane.waiting_bytes < block.size:
+        await trio.sleep(0.01)
+    assert trio.current_time() - began > 4500 / 2000
+    ours.close()
+    theirs.close()
+
+
 async def test_a_small_block_comes_whole_or_not_at_all(autojump_clock: object, lab: Lab) -> None:
     await lab.serve("a")
     await lab.serve("liar", kind=Liar)
@@ -300,6 +405,7 @@ def test_a_block_is_fetched_by_one_process_at_a_time(tmp_path: Path) -> None:
     again = Partial.open(store, block, 1000)
     assert again is not None
     assert again.landed() == {0, 1, 2}
+    again.verify()
     again.complete()
     again.close()
     assert store.read(block.digest) == data
@@ -313,6 +419,7 @@ def test_a_block_that_another_process_completes_meanwhile_is_not_written_to(
     first = Partial.open(store, block, 1000)
     assert first is not None
     first.write(0, memoryview(data))
+    first.verify()
     flock = fcntl.flock
 
     def lock_after(handle: int, how: int) -> None:
