@@ -14,7 +14,8 @@ from statistics import median
 MEMORY = 5
 """Steps of each number of threads that are remembered; their median counts."""
 PROBE_EVERY = 24
-"""Steps from one trial to the next; one that goes well is repeated at once."""
+"""Steps from one trial to the next; one that goes well is repeated at once, until it is taken or as often as is
+remembered."""
 CLEARLY = 0.95
 """More threads are taken only where they take less than this share of the time of fewer."""
 
@@ -24,7 +25,7 @@ class ThreadChoice:
 
     def __init__(self, most: int) -> None:
         self._recent = {n: deque[float](maxlen=MEMORY) for n in sorted({1, max(1, most // 2), most})}
-        self._since = self._trials = 0
+        self._since = self._trials = self._won = 0
 
     def choose(self) -> int:
         """How many threads the next step uses."""
@@ -43,8 +44,11 @@ class ThreadChoice:
         self._recent[threads].append(seconds)
         if threads == best:
             self._since += 1
-        elif seconds >= median(self._recent[best] or (0.0,)):
-            self._since = 0
+            self._won = 0
+        elif seconds < median(self._recent[best] or (0.0,)) and self._won < MEMORY:
+            self._won += 1
+        else:
+            self._since = self._won = 0
             self._trials += 1
 
     @property

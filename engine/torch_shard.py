@@ -8,6 +8,7 @@ lies beyond them and is overwritten.
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -66,7 +67,8 @@ class TorchShard:
         self.numerics = f"{device.type}-{dtype}" + ("" if weights == "f32" else f"-{weights}")
         self._parts, self._device = parts, device
         self.threads = threads or torch.get_num_threads()
-        self._choices = [ThreadChoice(self.threads) for _ in range(FEW_ROWS.bit_length() + 1)]
+        self._choices = defaultdict[tuple[int, int], ThreadChoice](lambda: ThreadChoice(self.threads))
+        """Steps that take about as long, by rows and by positions that they attend to, share a choice."""
         self._lean = any(isinstance(layer, LeanLayer) for layer in parts.layers)
         name = f"{manifest.revision.hex()} {self.numerics}"
         self._room = KvRoom(span, len(manifest.layers), limits or KvLimits(), context, name)
@@ -158,13 +160,13 @@ class TorchShard:
     # --- the step
 
     @contextmanager
-    def _on_threads(self, rows: int) -> Iterator[None]:
-        """For a step of so many rows: arithmetic bounds a prefill, which gets all threads."""
+    def _on_threads(self, rows: int, positions: int) -> Iterator[None]:
+        """For a step of so many rows behind so many positions: arithmetic bounds a prefill, which gets all threads."""
         if not 0 < rows <= FEW_ROWS:
             self._threads(self.threads)
             yield
             return
-        choice = self._choices[rows.bit_length()]
+        choice = self._choices[rows.bit_length(), positions // 2048]
         threads = choice.choose()
         self._threads(threads)
         began = time.perf_counter()
@@ -210,7 +212,7 @@ class TorchShard:
                 segments.append(Segment(kv, kv.length, run.work.n - skip, row))
                 inputs.append(run.rows[skip:] if skip else run.rows)
                 row += run.work.n - skip
-        with self._on_threads(row):
+        with self._on_threads(row, sum(segment.start + segment.n for segment in segments)):
             hidden = None if not inputs else inputs[0] if len(inputs) == 1 else torch.cat(inputs)
             if hidden is not None:
                 hidden = self._forward(segments, hidden, span)
