@@ -2,7 +2,8 @@
 
 ::
 
-    blocks/<sha256>          immutable, written once, verified on first use in a process
+    blocks/<sha256>          immutable, written once, verified on first use
+    verified/<sha256>        how a block's file looked when it was last verified, by any process of this machine
     manifests/<revision>     canonical bytes of a manifest
     names/<quoted name>      the revision that this machine gave the name to
     releases/…               what publishers say (store.releases)
@@ -17,6 +18,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -36,6 +38,11 @@ Progress = Callable[[int, int], None]
 
 _PIECE = 4 * 1024 * 1024
 _STALE_S = 24 * 3600.0
+_MARK_S = 7 * 24 * 3600.0
+"""Blocks are hashed again after so long: disks forget."""
+
+_SETTLED_S = 2.0
+"""A file that changed this lately might change again and look the same: clocks of file systems are coarse."""
 
 
 def default_root() -> Path:
@@ -84,7 +91,7 @@ class Store:
         self.root = root or default_root()
         self._verified: set[bytes] = set()
         with _disk_errors(self.root):
-            for folder in ("blocks", "manifests", "names", "temp"):
+            for folder in ("blocks", "manifests", "names", "temp", "verified"):
                 (self.root / folder).mkdir(parents=True, exist_ok=True)
             self._clear_stale()
 
@@ -100,9 +107,27 @@ class Store:
         if not path.exists():
             raise ModelNotFound(f"block {digest.hex()[:12]} is not in {self.root}", cure="pull the model again")
         if digest not in self._verified:
-            self._verify(path, digest, progress)
+            seen = _look(path)
+            if not self._marked(digest, seen):
+                self._verify(path, digest, progress)
+                self._mark(digest, seen)
             self._verified.add(digest)
         return path
+
+    def _marked(self, digest: bytes, seen: os.stat_result) -> bool:
+        """Whether another process has hashed this very file, in the last days."""
+        mark = self.root / "verified" / digest.hex()
+        try:
+            return time.time() - mark.stat().st_mtime < _MARK_S and mark.read_text() == _looks(seen)
+        except OSError:
+            return False
+
+    def _mark(self, digest: bytes, seen: os.stat_result) -> None:
+        """Save the other processes of this machine the same work. A torn mark fits no file."""
+        if time.time() - seen.st_ctime < _SETTLED_S:
+            return
+        with suppress(OSError):
+            (self.root / "verified" / digest.hex()).write_text(_looks(seen))
 
     def verified(self, digest: bytes) -> Path | None:
         """The block's file, if it has been verified in this process."""
@@ -150,6 +175,7 @@ class Store:
     def remove_corrupt(self, digest: bytes) -> None:
         """Forget a block that failed verification, so that it can be fetched again."""
         self._verified.discard(digest)
+        (self.root / "verified" / digest.hex()).unlink(missing_ok=True)
         self._block_path(digest).unlink(missing_ok=True)
 
     def missing(self, manifest: Manifest, span: Span | None = None) -> list[Block]:
@@ -263,6 +289,16 @@ class Store:
             with suppress(FileNotFoundError):  # another process that opens this store tidies up as well
                 if path == Path(mine) or now - path.stat().st_mtime > _STALE_S:
                     path.unlink()
+
+
+def _look(path: Path) -> os.stat_result:
+    with _disk_errors(path.parent):
+        return path.stat()
+
+
+def _looks(seen: os.stat_result) -> str:
+    """Differs after any change of the file's bytes or place."""
+    return f"{seen.st_size} {seen.st_mtime_ns} {seen.st_ctime_ns} {seen.st_ino}"
 
 
 @contextmanager

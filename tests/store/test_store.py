@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -204,3 +205,32 @@ def test_many_may_open_a_store_at_once(tmp_path: Path) -> None:
         for done in [pool.submit(open_often) for _ in range(8)]:
             done.result()
     assert not list((tmp_path / "temp").iterdir())
+
+
+def test_a_block_is_hashed_once_by_all_processes_of_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = Store(tmp_path).put(b"block").digest
+    later = time.time() + 10
+    monkeypatch.setattr("paceline.store.store.time.time", lambda: later)
+    hashed: list[bytes] = []
+    honest = Store._verify
+
+    def verify(self: Store, path: Path, digest: bytes, progress: object) -> None:
+        hashed.append(digest)
+        honest(self, path, digest, None)
+
+    monkeypatch.setattr(Store, "_verify", verify)
+    assert Store(tmp_path).path(digest) == Store(tmp_path).path(digest)
+    assert len(hashed) == 1
+    later += 8 * 24 * 3600
+    Store(tmp_path).path(digest)
+    assert len(hashed) == 2
+    Store(tmp_path).path(digest).write_bytes(b"other")
+    with pytest.raises(CorruptBlock):
+        Store(tmp_path).path(digest)
+
+
+def test_a_file_that_has_just_changed_is_not_taken_for_verified(tmp_path: Path) -> None:
+    digest = Store(tmp_path).put(b"block").digest
+    Store(tmp_path).path(digest).write_bytes(b"other")
+    with pytest.raises(CorruptBlock):
+        Store(tmp_path).path(digest)
