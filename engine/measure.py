@@ -38,7 +38,7 @@ def measure(shard: Shard, clock: Callable[[], float] = time.perf_counter) -> Mea
 def _timed(shard: Shard, *, sessions: int, n: int, sample: bool, clock: Callable[[], float]) -> float:
     """Median seconds of one step."""
     keys = [("measure", number) for number in range(sessions)]
-    most = min(shard.shape.max_context, 512)
+    most = max(n, min(shard.shape.max_context, 512, shard.kv_free // sessions))  # a node may have little KV
     for key in keys:
         shard.open(key, most)
     times: list[float] = []
