@@ -92,9 +92,13 @@ class Swarm:
     # --- time and messages
 
     def later(self, delay: float, call: Callable[..., None], *args: Any) -> None:
-        """An event."""
+        """An event `delay` seconds from now."""
+        self.at(self.now + delay, call, *args)
+
+    def at(self, when: float, call: Callable[..., None], *args: Any) -> None:
+        """An event at exactly `when`, or now where that is past."""
         self._serial += 1
-        heappush(self.heap, (self.now + delay, self._serial, call, args))
+        heappush(self.heap, (max(self.now, when), self._serial, call, args))
 
     def run(self, until: float = 200.0) -> None:
         """To the end, or Broken."""
@@ -303,7 +307,7 @@ class Swarm:
             client.rider = None
             self.later(self.chance.between(0.1, 3.0), self._ask, client)
         elif rider.owner.next_deadline() != float("inf"):
-            self.later(max(0.0, rider.owner.next_deadline() - self.now), self._tick, client, rider)
+            self.at(rider.owner.next_deadline(), self._tick, client, rider)
 
     def _routed(self, client: Client, rider: Rider, lost: frozenset[PeerId]) -> None:
         if client.rider is rider:

@@ -105,8 +105,12 @@ class World:
 
     def later(self, delay: float, kind: str, *what: Any) -> None:
         """An event `delay` seconds from now."""
+        self.at(self.now + delay, kind, *what)
+
+    def at(self, when: float, kind: str, *what: Any) -> None:
+        """An event at exactly `when`, or now where that is past: a deadline that is met an ulp early is not met."""
         self._serial += 1
-        heappush(self.heap, (self.now + delay, self._serial, kind, what))
+        heappush(self.heap, (max(self.now, when), self._serial, kind, what))
 
     def send(self, src: PeerId, effect: Send) -> None:
         """Perform a Send effect of `src`."""
@@ -306,7 +310,7 @@ class World:
             rider.wants_route = None
         deadline = rider.owner.next_deadline()
         if rider.ended is None and deadline != float("inf"):
-            self.later(max(0.0, deadline - self.now), "tick", rider.me)
+            self.at(deadline, "tick", rider.me)
 
     def _on_route(self, me: PeerId, lost: frozenset[PeerId]) -> None:
         rider = self.riders[me]
