@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import trio
 
 from paceline.dht.kademlia import DirectoryConfig, KademliaDirectory
@@ -24,7 +25,7 @@ from paceline.net.conditioner import conditioned
 from paceline.net.host import Libp2pTransport, NetConfig
 from paceline.net.identity import Identity
 from paceline.node.config import NodeConfig
-from paceline.node.engine_thread import EngineThread
+from paceline.node.engine_thread import EngineThread, handoff_s
 from paceline.node.node import Node
 from paceline.node.services import LoadedService
 from paceline.wire.ids import Revision, Span
@@ -58,7 +59,7 @@ async def serve(options: argparse.Namespace) -> None:
     identity = Identity.load_or_create(options.home / options.name)
     engine = EngineThread()
     shard = PacedShard(Span.parse(options.span), options.layer_ms / 1e3, options.pace)
-    measured = await engine.run(measure, shard)
+    measured = msgspec.structs.replace(await engine.run(measure, shard), fixed_s=await handoff_s(engine))
     config = NodeConfig(agent=f"ring/{options.name}")
     transport = Libp2pTransport(identity, NetConfig(control_port=options.port))
     directory = KademliaDirectory(

@@ -5,14 +5,21 @@ torch keeps its worker threads per calling thread, so all forwards run on the sa
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from statistics import median
 from typing import ParamSpec, Protocol, TypeVar
 
 import trio
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+HANDOFFS = 20
+REST_S = 0.02
+"""Between two of them, as between two tokens: what has slept has to be woken, and finds its caches cold."""
 
 
 class Engine(Protocol):
@@ -65,3 +72,14 @@ class EngineThread:
     def close(self) -> None:
         """Let the thread end."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+async def handoff_s(engine: Engine) -> float:
+    """Seconds that a step costs beside its computing: the way to the engine's thread and back. The median of some."""
+    taken: list[float] = []
+    for _ in range(HANDOFFS):
+        await trio.sleep(REST_S)
+        began = time.perf_counter()
+        await engine.run(int)
+        taken.append(time.perf_counter() - began)
+    return median(taken)

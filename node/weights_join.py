@@ -11,11 +11,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+import msgspec
 import trio
 
 from paceline.engine import default_model
 from paceline.engine.loading import LoadConfig, Loaded, load_beside, load_service, resolve_span
-from paceline.node.engine_thread import Engine
+from paceline.node.engine_thread import Engine, handoff_s
 from paceline.node.grammar import Grammars
 from paceline.node.node import Node
 from paceline.node.services import LoadedService
@@ -68,8 +69,9 @@ class Joiner:
     async def load(self, config: LoadConfig) -> LoadedService:
         """On the engine's thread. Raises as `engine.loading.load_service`."""
         loaded: Loaded = await self._engine.run(load_service, self.weights.store, config, self._report)
+        measured = msgspec.structs.replace(loaded.measured, fixed_s=await handoff_s(self._engine))
         grammars = self._grammars(loaded.revision)
-        return LoadedService(loaded.model, loaded.revision, loaded.shard, loaded.measured, self._shadow, grammars)
+        return LoadedService(loaded.model, loaded.revision, loaded.shard, measured, self._shadow, grammars)
 
     def _grammars(self, revision: Revision) -> Grammars | None:
         store = self.weights.store
