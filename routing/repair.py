@@ -1,6 +1,7 @@
 """Repair of a ring, and the shadows that make repair quick.
 
 Knows a plan, a view and who is lost. Refuses to re-tile: a survivor never changes its span, unless nobody else is left.
+What to do where survivors cannot all stay is ring.py's.
 """
 
 from __future__ import annotations
@@ -20,27 +21,32 @@ from paceline.routing.view import Bools, ServiceTable, SwarmView
 from paceline.wire.errors import NoRoute
 
 
-def reroute(view: SwarmView, plan: RingPlan, lost: set[str] | frozenset[str]) -> RingPlan:
+def mended(view: SwarmView, plan: RingPlan, lost: frozenset[str]) -> RingPlan:
     """Repair `plan` without the `lost` peers: every survivor keeps exactly its span, the holes are filled optimally.
 
     Survivors reload nothing and keep their KV (`kept` is true), even where they are draining, full or silent by now. A
     hole may be filled by several stages. Only where no other peers can fill the holes, a survivor next to one that also
     holds the missing layers takes them: its stage then grows, so its KV is rebuilt (`kept` is false). The numerics
-    class stays the plan's. Raises NoRoute, naming the layers that nobody holds any more.
+    class stays the plan's. Raises NoRoute: nobody holds some layers any more, or only survivors who ride elsewhere in
+    the ring do, and a peer rides once.
     """
     survivors = tuple(stage for stage in plan.stages if stage.peer not in lost)
     if len(survivors) == len(plan.stages):
         return replace(plan, stages=tuple(replace(stage, kept=True) for stage in plan.stages))
     view = view.with_peers(stage.at for stage in survivors)
-    request = replace(plan.request, excluded=plan.request.excluded | lost)
-    if not request.mix_numerics:
-        request = replace(request, numerics=plan.numerics)
+    request = terms_of_repair(plan, lost)
     others = replace(request, excluded=request.excluded | {stage.peer for stage in survivors})
     try:
         repaired = _filled(view, others, plan, survivors)
     except NoRoute:
         repaired = _filled(view, request, plan, survivors)
     return replace(repaired, request=plan.request)
+
+
+def terms_of_repair(plan: RingPlan, lost: frozenset[str]) -> RingRequest:
+    """What any ring that goes on with the session of `plan` must keep to: without the `lost`, in the same numerics."""
+    request = replace(plan.request, excluded=plan.request.excluded | lost)
+    return request if request.mix_numerics else replace(request, numerics=plan.numerics)
 
 
 def standbys(view: SwarmView, plan: RingPlan) -> tuple[PlannedStage | None, ...]:

@@ -16,7 +16,7 @@ from paceline.routing.cost import stage_costs
 from paceline.routing.plan import PlannedStage, RingPlan, RingRequest, explain
 from paceline.routing.problem import Solution, ride_once
 from paceline.routing.prune import solve_at_scale
-from paceline.routing.repair import reroute, standbys
+from paceline.routing.repair import mended, standbys, terms_of_repair
 from paceline.routing.view import SwarmView
 from paceline.wire.errors import NoRoute
 
@@ -53,6 +53,27 @@ def cheapest_ring(view: SwarmView, request: RingRequest) -> RingPlan:
         )
     table = view.table(request.revision)
     return finished(view, request, [stage_for(table, costs, leg) for leg in best.legs])
+
+
+def reroute(view: SwarmView, plan: RingPlan, lost: set[str] | frozenset[str]) -> RingPlan:
+    """Repair `plan` without the `lost` peers: all survivors stay where they are, as `repair.mended` says.
+
+    Where that leaves a hole (who holds the missing layers rides elsewhere in the ring, and a peer rides once), the
+    cheapest new ring goes on with the session; who has just its old span in it keeps its KV (`kept`). So a repair
+    fails only where no ring is left. Raises NoRoute, naming the layers that nobody holds any more.
+    """
+    lost = frozenset(lost)
+    try:
+        return mended(view, plan, lost)
+    except NoRoute as unfilled:
+        try:
+            ring = cheapest_ring(view, terms_of_repair(plan, lost))
+        except NoRoute:
+            # Survivors may have ceased to offer what they still run: what the repair lacks says more.
+            raise unfilled from None
+    old = {(stage.peer, stage.span) for stage in plan.stages}
+    stages = tuple(replace(stage, kept=(stage.peer, stage.span) in old) for stage in ring.stages)
+    return replace(ring, stages=stages, request=plan.request)
 
 
 def runner_up(view: SwarmView, plan: RingPlan) -> RingPlan | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -74,6 +76,51 @@ def test_a_survivor_grows_only_where_nobody_else_can_help() -> None:
     ]  # fmt: skip
     helped = reroute(view_of(*wide, offer("d", service(2, 4, 6, decode_s=0.5))), plan, {"b"})
     assert helped.peers == ("a", "d", "c")
+
+
+def test_who_holds_the_hole_but_rides_elsewhere_begins_a_new_ring() -> None:
+    """a rides 0:2, whole rides the tail; when a falls, only whole holds 0:2, and may not ride twice."""
+    a, b = offer("a", service(0, 2, 6)), offer("b", service(2, 4, 6))
+    plan = cheapest_ring(view_of(a, b, offer("whole", service(4, 6, 6))), REQUEST)
+    assert plan.peers == ("a", "b", "whole")
+    repaired = reroute(view_of(b, offer("whole", service(0, 6, 6, decode_s=0.2))), plan, {"a"})
+    assert [(stage.peer, str(stage.span), stage.kept) for stage in repaired.stages] == [("whole", "0:6", False)]
+    assert repaired.request == plan.request
+
+
+@st.composite
+def tiled(draw: st.DrawFn) -> tuple[tuple[Offer, ...], tuple[Offer, ...]]:
+    """A ring of nodes that hold their own stage each, and the same nodes later: some have taken up the whole model."""
+    layers = draw(st.integers(2, 4))
+    cuts = [0, *sorted(draw(st.sets(st.integers(1, layers - 1)))), layers]
+    names = draw(st.permutations("abcd"))
+    first = [
+        offer(name, service(start, end, layers)) for name, (start, end) in zip(names, pairwise(cuts), strict=False)
+    ]
+    whole = [draw(st.booleans()) for _ in first]
+    later = [offer(o.peer, service(0, layers, layers)) if wide else o for o, wide in zip(first, whole, strict=True)]
+    start = draw(st.integers(0, layers - 1))
+    return tuple(first), (*later, offer("new", service(start, draw(st.integers(start + 1, layers)), layers)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(tiled(), st.data())
+def test_a_repair_fails_only_where_no_ring_is_left(
+    offers: tuple[tuple[Offer, ...], tuple[Offer, ...]], data: st.DataObject
+) -> None:
+    plan = cheapest_ring(view_of(*offers[0]), REQUEST)
+    lost = frozenset(data.draw(st.sets(st.sampled_from(plan.peers), min_size=1)))
+    left = [ring for ring in rings(offers[1], plan.layers) if not lost & {part[0] for part in ring}]
+    try:
+        repaired = reroute(view_of(*offers[1]), plan, lost)
+    except NoRoute:
+        assert not left
+        return
+    old = {(stage.peer, stage.span) for stage in plan.stages}
+    assert all(stage.kept == ((stage.peer, stage.span) in old) for stage in repaired.stages)
+    assert not lost & set(repaired.peers)
+    assert [stage.span.start for stage in repaired.stages] == [0, *(s.span.end for s in repaired.stages[:-1])]
+    assert repaired.stages[-1].span.end == plan.layers
 
 
 def test_survivors_ride_on_even_when_their_offers_are_gone_or_full() -> None:
