@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from paceline.dht.kademlia import DirectoryConfig, KademliaDirectory
+from paceline.dht.membership import MembershipConfig
 from paceline.engine import default_model
 from paceline.engine.loading import LoadConfig
 from paceline.engine.memory import settle
@@ -50,6 +51,9 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 """In place of a span: the node chooses."""
+
+JOIN_S = 60.0
+"""How long a node looks for a member to join through: machines are often switched on together."""
 
 Report = Callable[[str, int, int], None]
 """``(what, done, total)`` of long work; total 0 where it is not known."""
@@ -130,6 +134,8 @@ async def _serve(
             metrics.enter_context(exported(StatusCollector(node.status), *listening(config.metrics)))
         if config.crash_on_usr1:
             nursery.start_soon(_watch_crashes, node)
+        if config.bootstrap:
+            report("joining the swarm", 0, 0)
         await node.run()
         nursery.cancel_scope.cancel()
 
@@ -141,7 +147,12 @@ def _build(
     directory = KademliaDirectory(
         transport,
         identity,
-        DirectoryConfig(bootstrap=config.bootstrap, lifetime_s=config.node.offer_s, announce_s=config.node.announce_s),
+        DirectoryConfig(
+            bootstrap=config.bootstrap,
+            lifetime_s=config.node.offer_s,
+            announce_s=config.node.announce_s,
+            membership=MembershipConfig(join_timeout_s=JOIN_S),
+        ),
     )
     began = time.monotonic()
 
