@@ -53,11 +53,12 @@ class ToySwarm:
         config: NodeConfig | None = None,
         kv_positions: int = 1 << 16,
         spill: Callable[[], Spill] | None = None,
+        measured: Measured = MEASURED,
     ) -> Node:
         """Start a node that serves `spans` and wait until it is announced."""
         identity = Identity.ephemeral()
         services = [
-            LoadedService("toy", REVISION, ToyShard(self.model, Span(*span), kv_positions), MEASURED, shadow)
+            LoadedService("toy", REVISION, ToyShard(self.model, Span(*span), kv_positions), measured, shadow)
             for span in spans
         ]
         node = Node(
