@@ -6,14 +6,14 @@ may ride again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
 import trio
 
 from paceline.client.swarm import Swarm
-from paceline.routing.ring import RingPlan, RingRequest, cheapest_ring, repriced, reroute, standbys
+from paceline.routing.ring import RingPlan, RingRequest, cheapest_ring, repriced, reroute, ridden, standbys
 from paceline.routing.view import SwarmView
 from paceline.wire.errors import ModelNotFound, NoRoute, PacelineError, PeerUnavailable
 from paceline.wire.ids import PeerId
@@ -41,6 +41,20 @@ class Chooser:
         except NoRoute:
             self.plan = cheapest_ring(view, self._but(frozenset()))
         return self._route(view, self.plan, shunned)
+
+    @property
+    def numerics(self) -> str:
+        """The class that the session's tokens are computed in; what was asked for while there is no ring yet."""
+        return self.plan.numerics if self.plan is not None else self._request.numerics or ""
+
+    async def again(self, route: Sequence[Stage], lost: frozenset[PeerId]) -> tuple[Stage, ...]:
+        """The ring of a session that rode `route` under another owner: its riders hold its KV. Raises NoRoute."""
+        view = await self._swarm.view(self.model)
+        silent: frozenset[str] = frozenset()
+        if (found := ridden(view, self._but(frozenset()), route)) is not None:
+            self.plan, silent = found
+            self._standing = {index: stage.standbys[0] for index, stage in enumerate(route) if stage.standbys}
+        return await self.without(lost | {PeerId(peer) for peer in silent})
 
     async def without(self, lost: frozenset[PeerId]) -> tuple[Stage, ...]:
         """A ring without the peers in `lost`, nor those lost before; all others kept. Raises NoRoute."""

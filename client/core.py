@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import trio
@@ -118,11 +119,16 @@ class ClientCore:
         return self._start(model.tokenizer.chat(messages, **variables), model, view, revision, name, options)
 
     async def resume(self, state: SessionState, options: GenerateOptions) -> Stream:
-        """Take a session over from its exported state and go on; whoever owned it before is fenced."""
+        """Take a session over from its exported state and go on; whoever owned it before is fenced.
+
+        It stays in the numerics class that it began in, and with the riders that still hold its KV.
+        """
         view = await self.swarm.view(state.model)
         model = await self._model_if_any(view, state.revision)
         owner = Owner.resume(state, secrets.randbits(32), trio.current_time(), self._limits)
-        return self._ride(owner, model, view, options)
+        if state.numerics:
+            options = replace(options, numerics=state.numerics)
+        return self._ride(owner, model, options)
 
     async def _ring_for(self, options: GenerateOptions) -> tuple[SwarmView, bytes, str]:
         name = await self.model_name(options.model, options.timeout_s)
@@ -170,9 +176,9 @@ class ClientCore:
             priority=options.priority,
         )
         owner = Owner(request, secrets.randbits(32), trio.current_time(), self._limits)
-        return self._ride(owner, model, view, options)
+        return self._ride(owner, model, options)
 
-    def _ride(self, owner: Owner, model: Model | None, view: SwarmView, options: GenerateOptions) -> Stream:
+    def _ride(self, owner: Owner, model: Model | None, options: GenerateOptions) -> Stream:
         request = owner.request
         ring = RingRequest(
             request.revision,
@@ -185,9 +191,7 @@ class ClientCore:
             max_stages=options.max_stages,
             chunk=options.chunk,
         )
-        services = view.table(request.revision).services
-        numerics = options.numerics or (services[0].numerics if services else "")
-        stream = Stream(model.tokenizer if model else None, options.stops(), numerics)
+        stream = Stream(model.tokenizer if model else None, options.stops())
         stream.remember(owner.log[len(request.prompt) :])
         chooser = Chooser(self.swarm, request.model, ring, shadows=options.shadows)
         ride = Ride(self.swarm, owner, chooser, stream.on_token)

@@ -34,7 +34,8 @@ class Ride:
         """
         async with self._swarm.subscribe(self.owner.request.session) as inbox:
             try:
-                route = await (self.chooser.without(lost) if self.owner.route else self.chooser.first())
+                ridden = self.owner.route
+                route = await (self.chooser.again(ridden, lost) if ridden else self.chooser.first())
                 await self._install(route)
                 while self._ended is None:
                     await self._next(inbox)

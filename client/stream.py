@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import trio
+from msgspec.structs import replace
 
 from paceline.client.results import FinishReason, Piece, Result, Rider, TokenLogprob
 from paceline.client.ride import Ride
@@ -22,12 +23,11 @@ from paceline.wire.session import SessionState
 class Stream:
     """Trio only; `client.aio` and `client.sync` carry it elsewhere. One consumer."""
 
-    def __init__(self, tokenizer: Tokenizer | None, stops: Sequence[str], numerics: str) -> None:
+    def __init__(self, tokenizer: Tokenizer | None, stops: Sequence[str]) -> None:
         self.ride: Ride
         self._tokenizer = tokenizer
         self._decoder = tokenizer.stream() if tokenizer else None
         self._matcher = StopMatcher(stops)
-        self._numerics = numerics
         self._scope = trio.CancelScope()
         self._send, self._receive = trio.open_memory_channel[Piece](math.inf)
         self._text: list[str] = []
@@ -60,7 +60,7 @@ class Stream:
 
     def state(self) -> SessionState:
         """What resumes this session in another process; meaningful at any moment."""
-        return self.ride.owner.export()
+        return replace(self.ride.owner.export(), numerics=self.ride.chooser.numerics)
 
     def result(self) -> Result:
         """The account, complete once the pieces have ended."""
@@ -75,7 +75,7 @@ class Stream:
             prompt_tokens=len(owner.request.prompt),
             model=owner.request.model,
             revision=owner.request.revision.hex(),
-            numerics=self._numerics,
+            numerics=self.ride.chooser.numerics,
             seed=owner.request.sampling.seed,
             route=route,
             epochs=epoch_number(owner.epoch),
@@ -83,7 +83,7 @@ class Stream:
             ttft_s=times[0] - self._began if times else 0.0,
             total_s=times[-1] - self._began if times else 0.0,
             intervals_s=tuple(b - a for a, b in pairwise(times)),
-            state=owner.export(),
+            state=self.state(),
         )
 
     def _finish_reason(self) -> FinishReason:

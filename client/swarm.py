@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, get_args
 
 import msgspec
@@ -79,7 +80,8 @@ class Swarm:
         self.directory = directory
         self.links = Links(transport, self._on_message, self._on_lost, links or LinksConfig())
         self.unix_time = unix_time
-        self._sessions: dict[bytes, trio.MemorySendChannel[SessionEvent]] = {}
+        self._sessions: dict[bytes, list[trio.MemorySendChannel[SessionEvent]]] = {}
+        """Two inboxes where a session is resumed in the process that owns it: epochs tell whose a message is."""
         self._answers: dict[int, trio.MemorySendChannel[tuple[PeerId, Message, bytes]]] = {}
         self._next_request = 0
         self._noticed: dict[PeerId, float] = {}
@@ -99,9 +101,10 @@ class Swarm:
 
     def _on_message(self, peer: PeerId, message: Message, payload: memoryview) -> None:
         if isinstance(message, SESSION_MESSAGES):
-            inbox = self._sessions.get(message.session)
-            if inbox is not None:
-                inbox.send_nowait(Arrived(peer, message))
+            inboxes = self._sessions.get(message.session)
+            if inboxes is not None:
+                for inbox in inboxes:
+                    inbox.send_nowait(Arrived(peer, message))
             elif (close := farewell(message)) is not None:
                 self.send(peer, close)
         elif isinstance(message, Status | BlockPiece):
@@ -110,18 +113,20 @@ class Swarm:
                 answer.send_nowait((peer, message, bytes(payload)))
 
     def _on_lost(self, peer: PeerId, error: PacelineError) -> None:
-        for inbox in self._sessions.values():
+        for inbox in chain.from_iterable(self._sessions.values()):
             inbox.send_nowait(LinkLost(peer))
 
     @asynccontextmanager
     async def subscribe(self, session: bytes) -> AsyncIterator[trio.MemoryReceiveChannel[SessionEvent]]:
         """Everything that concerns one session. Its length is bounded by the session's tokens and the links' ends."""
         send, receive = trio.open_memory_channel[SessionEvent](float("inf"))
-        self._sessions[session] = send
+        self._sessions.setdefault(session, []).append(send)
         try:
             yield receive
         finally:
-            del self._sessions[session]
+            self._sessions[session].remove(send)
+            if not self._sessions[session]:
+                del self._sessions[session]
             send.close()
 
     def send(self, to: PeerAddress | PeerId, message: Message) -> None:

@@ -5,13 +5,17 @@ Knows the arithmetic of a plan. Refuses to know how its legs were chosen.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
-from paceline.routing.cost import StageCosts, frame_bytes, time_to_first_token
+import numpy as np
+
+from paceline.routing.cost import StageCosts, frame_bytes, stage_costs, time_to_first_token
 from paceline.routing.plan import PlannedStage, RingPlan, RingRequest
 from paceline.routing.problem import Leg
 from paceline.routing.view import ServiceTable, SwarmView
 from paceline.wire.ids import Span
+from paceline.wire.messages import Stage
 
 
 def stage_for(table: ServiceTable, costs: StageCosts, leg: Leg) -> PlannedStage:
@@ -74,6 +78,44 @@ def repriced(view: SwarmView, plan: RingPlan) -> RingPlan:
     """`plan` with its hops as far as they are in `view`: what other rings of that view may be compared with."""
     view = view.with_peers(stage.at for stage in plan.stages)
     return finished(view, plan.request, list(plan.stages), frozenset((stage.peer, stage.span) for stage in plan.stages))
+
+
+def ridden(view: SwarmView, request: RingRequest, route: Sequence[Stage]) -> tuple[RingPlan, frozenset[str]] | None:
+    """A `route` that a session rides already, as a plan, and the peers that offer their stage of it no more.
+
+    What those cost is not known, so the totals mean nothing until they are replaced. None where all are silent.
+    """
+    view = view.with_peers(stage.at for stage in route)
+    costs = stage_costs(view.table(request.revision), request.terms)
+    offered = [_offered(view, request, costs, stage) for stage in route]
+    numerics = next((legs[0].numerics for legs in offered if legs), None)
+    if numerics is None:
+        return None
+    legs = [leg for stage, known in zip(route, offered, strict=True) for leg in known or [_silent(stage, numerics)]]
+    silent = frozenset(stage.at.peer for stage, known in zip(route, offered, strict=True) if not known)
+    return finished(view, request, legs), silent
+
+
+def _offered(view: SwarmView, request: RingRequest, costs: StageCosts, stage: Stage) -> list[PlannedStage]:
+    """The services of its peer that make up a stage, from front to back; empty where they do not."""
+    table = view.table(request.revision)
+    mine = table.peer == view.peer_index[stage.at.peer]
+    if request.numerics is not None:
+        mine &= table.numerics == request.numerics
+    legs, at = [], stage.start
+    while at < stage.end:
+        rows = np.flatnonzero(mine & (table.start <= at) & (table.end > at))
+        if not len(rows):
+            return []
+        row = int(rows[np.argmax(table.end[rows])])
+        end = min(stage.end, int(table.end[row]))
+        legs.append(stage_for(table, costs, (row, at, end)))
+        at = end
+    return legs
+
+
+def _silent(stage: Stage, numerics: str) -> PlannedStage:
+    return PlannedStage(stage.at, Span(stage.start, stage.end), numerics, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def _ttft(

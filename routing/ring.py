@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from paceline.routing.build import finished, repriced, stage_for
+from paceline.routing.build import finished, repriced, ridden, stage_for
 from paceline.routing.candidates import eligible, numerics_classes, problem_of
 from paceline.routing.cost import stage_costs
 from paceline.routing.plan import PlannedStage, RingPlan, RingRequest, explain
@@ -28,6 +28,7 @@ __all__ = [
     "explain",
     "repriced",
     "reroute",
+    "ridden",
     "runner_up",
     "standbys",
 ]

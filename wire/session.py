@@ -26,6 +26,8 @@ class SessionState(Struct, frozen=True, array_like=True):
     sampling: SamplingParams
     route: tuple[Stage, ...] = ()
     priority: Priority = 0
+    numerics: ShortText = ""
+    """The class that the tokens so far were computed in: whoever goes on must stay in it. Empty: not known."""
 
     def to_bytes(self) -> bytes:
         """For a file, or another process: MessagePack."""
