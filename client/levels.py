@@ -42,17 +42,19 @@ class Frontiers:
         """What is known of a name."""
         return Frontier.of(self._releases.get(name, ()))
 
-    def choose(self, name: str, level: Level, view: SwarmView) -> bytes:
-        """Raises LevelUnmet; UnauthorisedPublisher where several publishers speak for the name and none is named."""
+    def choose(self, name: str, level: Level, view: SwarmView, key: bytes | None = None) -> bytes:
+        """`key`: what the session draws for a canary by. Raises LevelUnmet; UnauthorisedPublisher where several publishers speak for the name and none is named."""
         self.absorb(view.offers)
         publishers = {release.publisher for release in self._releases.get(name, ())}
         if self._trust is None and len(publishers) > 1 and level.kind in ("strong", "bounded"):
             raise UnauthorisedPublisher(
                 f"{len(publishers)} publishers speak for {name!r}", cure="name the one you believe: paceline trust KEY"
             )
-        return choose(level, self.frontier(name), [coverage.revision for coverage in view.complete()])
+        return choose(level, self.frontier(name), [coverage.revision for coverage in view.complete()], key)
 
-    async def revision(self, swarm: Swarm, name: str, level: Level, timeout_s: float) -> tuple[SwarmView, bytes]:
+    async def revision(
+        self, swarm: Swarm, name: str, level: Level, timeout_s: float, key: bytes | None = None
+    ) -> tuple[SwarmView, bytes]:
         """The revision for a new session; waits up to `timeout_s` for a ring that the level allows.
 
         Raises ModelNotFound, NoRoute (layers are missing), LevelUnmet.
@@ -61,7 +63,7 @@ class Frontiers:
         while True:
             view = await swarm.view(name)
             try:
-                return view, self.choose(name, level, view)
+                return view, self.choose(name, level, view, key)
             except LevelUnmet as unmet:
                 if trio.current_time() >= deadline:
                     raise (unmet if view.complete() else await why_none(swarm, view, name)) from None

@@ -2,7 +2,8 @@
 
 Knows the node, its weights and a way to load. When to do what is `consistency.upgrading`'s to say; what is news comes
 in with every offer that is heard (the frontier), and from this machine's own store. Sessions in flight end on the
-revision that they began with; a failure on the way leaves the node where it was.
+revision that they began with; a failure on the way leaves the node where it was. A canary is taken up in the same way, by
+some of the nodes, and the old revision stays beside it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from paceline.consistency.upgrading import Holder, Move, Patience, Standing, decide
+from paceline.consistency.upgrading import Holder, Move, Patience, Standing, aim, decide
 from paceline.node.node import Node
 from paceline.node.services import LoadedService
 from paceline.node.weights import Weights
@@ -20,6 +21,7 @@ from paceline.store.manifest import Manifest
 from paceline.wire.errors import PacelineError
 from paceline.wire.ids import Revision
 from paceline.wire.offers import Offer
+from paceline.wire.releases import Release
 
 LoadBeside = Callable[[Manifest, LoadedService], Awaitable[LoadedService]]
 """Fetch what lacks of a manifest for the span of a running service, and load it without stopping that service."""
@@ -36,7 +38,7 @@ class UpgradeConfig:
 
 @dataclass(slots=True)
 class _Seen:
-    """What is remembered of one newer revision."""
+    """What is remembered of one release: of a canary's growth and promotion each anew."""
 
     known_at: float
     not_before: float = 0.0
@@ -56,7 +58,7 @@ class Upgrader:
         self._weights = weights
         self._load = load
         self._config = config or UpgradeConfig()
-        self._seen: dict[bytes, _Seen] = {}
+        self._seen: dict[Release, _Seen] = {}
         self._quiet_since: dict[int, float] = {}
 
     async def run(self) -> None:
@@ -70,18 +72,20 @@ class Upgrader:
                 await self._look(service, offers)
 
     async def _look(self, service: LoadedService, offers: Sequence[Offer]) -> None:
-        new = self._weights.releases.resolve(service.model)
-        if new is None or new == service.revision or self._node.table.draining:
+        new = aim(service.revision, *self._weights.releases.standing(service.model))
+        if new is None or not new.full:
+            await self._keep(service)
+        if new is None or self._node.table.draining:
             return
         seen = self._seen.setdefault(new, _Seen(trio.current_time()))
         holders = _holders(offers, service.model)
-        fresh = {it.peer for it in holders if it.revision == new} - seen.holders
+        fresh = {it.peer for it in holders if it.revision == new.revision} - seen.holders
         if fresh:
             seen.holders |= fresh
             seen.last_at = trio.current_time()
         move = decide(self._standing(service, new, seen), holders, self._config.patience)
         if move is Move.TAKE and trio.current_time() >= seen.not_before:
-            await self._take(service, new, seen)
+            await self._take(service, Revision(new.revision), seen)
         elif move is Move.QUIET:
             self._quiet_since[id(service)] = trio.current_time()
             self._node.unannounced.append(service)
@@ -89,7 +93,13 @@ class Upgrader:
         elif move is Move.DROP:
             self._drop(service)
 
-    def _standing(self, service: LoadedService, new: Revision, seen: _Seen) -> Standing:
+    async def _keep(self, service: LoadedService) -> None:
+        """What was to go is wanted again: its publisher went back before it was dropped."""
+        if self._quiet_since.pop(id(service), None) is not None:
+            self._node.unannounced = [it for it in self._node.unannounced if it is not service]
+            await self._node.offering.announce()
+
+    def _standing(self, service: LoadedService, new: Release, seen: _Seen) -> Standing:
         now, node = trio.current_time(), self._node
         span = service.shard.span
         since = self._quiet_since.get(id(service))
@@ -98,12 +108,13 @@ class Upgrader:
             layers=service.shard.shape.layers,
             span=span,
             old=service.revision,
-            new=new,
-            has_new=any(it.revision == new and it.shard.span.covers(span) for it in node.table.services),
+            new=new.revision,
+            has_new=any(it.revision == new.revision and it.shard.span.covers(span) for it in node.table.services),
             sessions=node.table.of_service(service),
             known_s=now - seen.known_at,
             last_s=now - seen.last_at,
             quiet_s=None if since is None else now - since,
+            share=new.share,
         )
 
     async def _take(self, service: LoadedService, new: Revision, seen: _Seen) -> None:
@@ -133,6 +144,11 @@ class Upgrader:
         """For the node's status: what it took up, what it is about to, what failed; how far others are behind."""
         return {
             "upgraded": self.upgraded,
+            "canaries": {
+                it.model: it.revision.hex()
+                for it in self._node.table.services
+                if (canary := self._weights.releases.standing(it.model)[1]) and canary.revision == it.revision
+            },
             "quiet": [it.revision.hex() for it in self._node.unannounced],
             "trouble": dict(self.trouble),
             "stale": self._weights.stale,

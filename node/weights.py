@@ -99,9 +99,13 @@ class Weights:
         return found
 
     def frontier(self, served: Iterable[tuple[str, Revision]]) -> tuple[SignedRelease, ...]:
-        """For this node's own offer: the newest release of each name, and what names the revisions that it serves."""
+        """For this node's own offer: the newest release of each name, the newest for everybody where that is another, and
+        what names the revisions that it serves.
+        """
         served = list(dict.fromkeys(served))
         found = [self.releases.newest(name) for name, _ in served]
+        full = [self.releases.resolve(name) for name, _ in served]
+        found += [self.releases.naming(revision) for revision in full if revision is not None]
         found += [self.releases.naming(revision) for _, revision in served]
         return tuple(dict.fromkeys(it for it in found if it is not None))[:MAX_FRONTIER]
 
