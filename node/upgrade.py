@@ -8,6 +8,7 @@ some of the nodes, and the old revision stays beside it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -22,6 +23,8 @@ from paceline.wire.errors import PacelineError
 from paceline.wire.ids import Revision
 from paceline.wire.offers import Offer
 from paceline.wire.releases import Release
+
+_log = logging.getLogger("paceline.node")
 
 LoadBeside = Callable[[Manifest, LoadedService], Awaitable[LoadedService]]
 """Fetch what lacks of a manifest for the span of a running service, and load it without stopping that service."""
@@ -89,6 +92,7 @@ class Upgrader:
         elif move is Move.QUIET:
             self._quiet_since[id(service)] = trio.current_time()
             self._node.unannounced.append(service)
+            self._tell("revision quiet", service.model, service.revision)
             await self._node.offering.announce()
         elif move is Move.DROP:
             self._drop(service)
@@ -119,6 +123,8 @@ class Upgrader:
 
     async def _take(self, service: LoadedService, new: Revision, seen: _Seen) -> None:
         assert self._node.fetcher is not None
+        began = trio.current_time()
+        self._tell("revision begun", service.model, new)
         try:
             manifest = await self._weights.manifest(new, self._node.fetcher, self._node.directory.offers)
             if len(manifest.layers) != service.shard.shape.layers:
@@ -129,16 +135,22 @@ class Upgrader:
         except PacelineError as error:
             self.trouble[service.model] = f"{error.code}: {error}"
             seen.not_before = trio.current_time() + self._config.again_s
+            self._tell("revision failed", service.model, new, code=error.code)
             return
         self.trouble.pop(service.model, None)
         self.upgraded.append(new.hex())
         self._node.table.services.append(fresh)
+        self._tell("revision taken up", service.model, new, seconds=round(trio.current_time() - began, 3))
         await self._node.offering.announce()
 
     def _drop(self, service: LoadedService) -> None:
         self._quiet_since.pop(id(service), None)
         self._node.unannounced = [it for it in self._node.unannounced if it is not service]
         self._node.table.services = [it for it in self._node.table.services if it is not service]
+        self._tell("revision dropped", service.model, service.revision)
+
+    def _tell(self, event: str, model: str, revision: bytes, **facts: object) -> None:
+        _log.info(event, {"node": self._node.me, "model": model, "revision": revision.hex(), **facts})
 
     def account(self) -> dict[str, object]:
         """For the node's status: what it took up, what it is about to, what failed; how far others are behind."""

@@ -60,11 +60,11 @@ class Lab:
         self.store = Store(folder / "shared")
         self.upgraders: dict[str, Upgrader] = {}
 
-    def publish(self, fill: int) -> Revision:
+    def publish(self, fill: int, share: float = 1.0) -> Revision:
         made = manifest(self.store, fill)
         self.store.put_manifest(made)
         releases = Releases(self.store, Trust((Rule(PUBLISHER.public),)))
-        releases.publish(PUBLISHER, made, self.swarm.swarm.clock())
+        releases.publish(PUBLISHER, made, self.swarm.swarm.clock(), share)
         return made.revision
 
     async def node(self, name: str, span: tuple[int, int], revision: Revision, *, follows: bool = True) -> None:
@@ -192,6 +192,72 @@ async def test_going_back_is_a_newer_release_of_older_weights(autojump_clock: ob
         with trio.fail_after(100):
             while lab.revisions() != {first}:
                 await trio.sleep(0.5)
+
+
+async def test_a_canary_runs_beside_the_old_ring_is_tried_by_its_share_and_ends(
+    autojump_clock: object, tmp_path: Path
+) -> None:
+    async with toy_swarm(tmp_path) as swarm:
+        lab = Lab(swarm, tmp_path)
+        first = lab.publish(1)
+        for number, span in enumerate(SPANS * 2):
+            await lab.node(f"n{number}", span, first)
+        async with swarm.client() as core:
+
+            async def tried(seeds: range, level: str = "available") -> dict[int, bytes]:
+                found = {}
+                for seed in seeds:
+                    stream = await core.generate([1, seed], options(max_tokens=2, seed=seed, consistency=level))
+                    await collect(stream)
+                    found[seed] = bytes.fromhex(stream.result().revision)
+                return found
+
+            second = lab.publish(2, 0.3)
+            with trio.fail_after(100):
+                while set((await tried(range(12))).values()) != {first, second}:
+                    await trio.sleep(0.5)
+            await trio.sleep(30)
+            held = [{it.revision for it in node.table.services} for node in swarm.nodes.values()]
+            assert all(first in it for it in held)
+            assert sum(second in it for it in held) == 3
+            seen = await tried(range(40))
+            frontier = core.frontiers.frontier("toy")
+            assert {seed for seed, it in seen.items() if it == second} == {
+                seed for seed in range(40) if frontier.drawn(f"seed {seed}".encode())
+            }
+            assert set(seen.values()) == {first, second}
+            assert set((await tried(range(12), "strong")).values()) == {first}
+            assert set((await tried(range(2), f"pinned({second.hex()})")).values()) == {second}
+            assert lab.publish(1) == first
+            with trio.fail_after(100):
+                while lab.revisions() != {first}:
+                    await trio.sleep(0.5)
+            assert set((await tried(range(12))).values()) == {first}
+            lab.publish(2, 0.3)
+            await trio.sleep(20)
+            lab.publish(2)
+            with trio.fail_after(200):
+                while lab.revisions() != {second}:
+                    await trio.sleep(0.5)
+            assert set((await tried(range(12), "strong")).values()) == {second}
+
+
+async def test_who_is_quiet_is_heard_again_when_its_publisher_comes_back_to_it(
+    autojump_clock: object, tmp_path: Path
+) -> None:
+    async with toy_swarm(tmp_path) as swarm:
+        lab = Lab(swarm, tmp_path)
+        first = lab.publish(1)
+        await lab.node("whole", (0, 12), first)
+        lab.publish(2)
+        node = swarm.nodes["whole"]
+        with trio.fail_after(100):
+            while not node.unannounced:
+                await trio.sleep(0.5)
+        assert lab.publish(1) == first
+        await trio.sleep(60)
+        assert not node.unannounced
+        assert lab.revisions() == {first}
 
 
 async def test_a_failure_on_the_way_leaves_the_node_where_it_was(autojump_clock: object, tmp_path: Path) -> None:
