@@ -96,7 +96,11 @@ def aim(held: bytes, full: Release | None, canary: Release | None) -> Release | 
 def decide(at: Standing, holders: Sequence[Holder], patience: Patience) -> Move:
     """The table above."""
     if at.share < 1.0:
-        return Move.TAKE if not at.has_new and _lacking(at, at.span, holders) and _its_turn(at, holders, patience) else Move.WAIT
+        return (
+            Move.TAKE
+            if not at.has_new and _lacking(at, at.span, holders) and _its_turn(at, holders, patience)
+            else Move.WAIT
+        )
     if at.quiet_s is not None:
         return Move.DROP if at.sessions == 0 and at.quiet_s >= patience.views_s else Move.WAIT
     if not at.has_new:

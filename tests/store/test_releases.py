@@ -245,7 +245,9 @@ def test_publishing_a_canary_and_what_becomes_of_it(tmp_path: Path) -> None:
     releases.publish(ANN, old, 0.0)
     with pytest.raises(InvalidRequest, match="for everybody already"):
         releases.publish(ANN, old, 0.0, 0.1)
-    steps = [releases.publish(ANN, made, 0.0, share) for made, share in ((new, 0.1), (new, 0.1), (new, 0.5), (new, 1.0))]
+    steps = [
+        releases.publish(ANN, made, 0.0, share) for made, share in ((new, 0.1), (new, 0.1), (new, 0.5), (new, 1.0))
+    ]
     assert [(verify(it).sequence, verify(it).share) for it in steps] == [(2, 0.1), (2, 0.1), (3, 0.5), (4, 1.0)]
     assert releases.resolve("toy") == new.revision
 
