@@ -23,6 +23,10 @@ def gateway(
     ] = None,
     default_tokens: Annotated[int, typer.Option(help="Length of an answer whose request names none.", min=1)] = 512,
     running: Annotated[int, typer.Option(help="Answers at once; others wait, by service tier.", min=1)] = 256,
+    stale_after: Annotated[
+        float,
+        typer.Option(help="Seconds that answers may run on a revision behind its releases before the log says so."),
+    ] = 600.0,
     audit: Annotated[
         Path | None, typer.Option(help="Append one line of JSON for each answer to this file; never its text.")
     ] = None,
@@ -60,7 +64,7 @@ def gateway(
                     break
 
     async def _serve() -> None:
-        async with connect(ClientConfig(as_addresses(swarm), home)) as core:
+        async with connect(ClientConfig(as_addresses(swarm), home, stale_after_s=stale_after)) as core:
             await serve(core, config, started=started)
 
     trio.run(run)

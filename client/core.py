@@ -206,7 +206,7 @@ def _new_session() -> SessionId:
 
 
 def _lot_of(session: SessionId, options: GenerateOptions) -> bytes:
-    """What a session draws for a canary by. With a seed of its own it is the seed: same seed, same revision and answer."""
+    """What a session draws for a canary by: the seed, where the user chose one, so that it stays on its revision."""
     return session if options.seed is None else f"seed {options.seed}".encode()
 
 

@@ -5,7 +5,7 @@ each entry: commutative, associative, idempotent (property tests), so it spreads
 Only verified and trusted releases may be put in; this file checks no signature. Ranks of one name are totally ordered.
 
 The newest release of all may be a canary: a share of new sessions, drawn by their own ids, may try its revision. *Full*
-below is what is released for everybody. What was only ever a canary and is none any more is taken by no level but pinned.
+below is what is released for everybody. What was only ever a canary and is none any more is taken by pinned only.
 
 ==============  ================================================================================================
 level           a new session runs on

@@ -129,10 +129,7 @@ def _without(at: Standing, holders: Sequence[Holder]) -> set[str]:
 
 
 def _lacking(at: Standing, span: Span, holders: Sequence[Holder]) -> bool:
-    """Whether some layer of a span has fewer holders of a canary than its share of the old one's asks for.
-
-    A holder of the old one that says it serves counts; one that has just begun, and says nothing yet, counts for itself.
-    """
+    """Whether some layer of a span has fewer holders of a canary than its share of the old one's asks for."""
     old, new = (replicas(revision, span, holders) for revision in (at.old, at.new))
     return any(have < max(1, ceil(at.share * of)) for have, of in zip(new, old, strict=True))
 

@@ -70,7 +70,7 @@ class Gateway:
 
 def gateway(core: ClientCore, config: GatewayConfig, spans: Spans | None = None) -> Gateway:
     """A gateway over `core`, for use inside `core.run()`. `spans`: where answers are told of to a collector."""
-    gate, metrics = Gate(config), Metrics()
+    gate, metrics = Gate(config), Metrics(core.frontiers.lags)
     catalogue = Catalogue(core, int(time.time()))
     table = [
         *_generating(Generating(core, config, gate, catalogue, metrics, spans)),

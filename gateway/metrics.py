@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import trio
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
 
 from paceline.client.results import Piece, Result
 from paceline.wire.errors import PacelineError
@@ -14,10 +16,44 @@ TTFT_S = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 60.0)
 TOKEN_S = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.12, 0.16, 0.24, 0.5, 1.0, 2.0, 5.0)
 
 
+class Behind(Protocol):
+    """A revision in use (`consistency.staleness.Lag`)."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def revision(self) -> bytes: ...
+    @property
+    def releases(self) -> int: ...
+    @property
+    def for_s(self) -> float: ...
+
+
+class _Behind:
+    """For a registry: asked anew at each scrape."""
+
+    def __init__(self, lags: Callable[[], Sequence[Behind]]) -> None:
+        self._lags = lags
+
+    def collect(self) -> Iterator[Any]:
+        """Metric families of now. The same names as a node's (node/metrics.py)."""
+        labels = ("model", "revision")
+        releases = GaugeMetricFamily(
+            "paceline_revision_behind", "Releases that a revision in use is behind", labels=labels
+        )
+        known = GaugeMetricFamily("paceline_revision_behind_seconds", "Since when that is known", labels=labels)
+        for lag in self._lags():
+            releases.add_metric((lag.model, lag.revision.hex()[:12]), float(lag.releases))
+            known.add_metric((lag.model, lag.revision.hex()[:12]), lag.for_s)
+        yield releases
+        yield known
+
+
 class Metrics:
     """Times in seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, lags: Callable[[], Sequence[Behind]] = tuple) -> None:
+        """`lags`: the revisions that answers run on, and how far each is behind."""
         self.registry = CollectorRegistry()
         self.running = 0
         name = "paceline_gateway"
@@ -34,6 +70,8 @@ class Metrics:
             f"{name}_disconnects", "Answers whose reader went away first", registry=self.registry
         )
         self.resumed = Counter(f"{name}_resumed", "Streams that a reader came back for", registry=self.registry)
+
+        self.registry.register(_Behind(lags))
 
     def page(self) -> bytes:
         """The exposition format's text."""

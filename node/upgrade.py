@@ -2,8 +2,8 @@
 
 Knows the node, its weights and a way to load. When to do what is `consistency.upgrading`'s to say; what is news comes
 in with every offer that is heard (the frontier), and from this machine's own store. Sessions in flight end on the
-revision that they began with; a failure on the way leaves the node where it was. A canary is taken up in the same way, by
-some of the nodes, and the old revision stays beside it.
+revision that they began with; a failure on the way leaves the node where it was. A canary is taken up in the same way,
+by some of the nodes, and the old revision stays beside it.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Upgrader:
         self.upgraded: list[str] = []
         """Revisions taken up since the start, oldest first."""
         self._node = node
-        self._weights = weights
+        self.weights = weights
         self._load = load
         self._config = config or UpgradeConfig()
         self._seen: dict[Release, _Seen] = {}
@@ -69,13 +69,13 @@ class Upgrader:
         while True:
             await trio.sleep(self._config.look_s)
             offers = await self._node.directory.offers()
-            if self._weights.absorb(offers):
+            if self.weights.absorb(offers):
                 await self._node.offering.announce()
             for service in list(self._node.table.services):
                 await self._look(service, offers)
 
     async def _look(self, service: LoadedService, offers: Sequence[Offer]) -> None:
-        new = aim(service.revision, *self._weights.releases.standing(service.model))
+        new = aim(service.revision, *self.weights.releases.standing(service.model))
         if new is None or not new.full:
             await self._keep(service)
         if new is None or self._node.table.draining:
@@ -126,7 +126,7 @@ class Upgrader:
         began = trio.current_time()
         self._tell("revision begun", service.model, new)
         try:
-            manifest = await self._weights.manifest(new, self._node.fetcher, self._node.directory.offers)
+            manifest = await self.weights.manifest(new, self._node.fetcher, self._node.directory.offers)
             if len(manifest.layers) != service.shard.shape.layers:
                 self.trouble[service.model] = f"{new.hex()[:12]} has {len(manifest.layers)} layers: start nodes for it"
                 seen.not_before = float("inf")
@@ -159,11 +159,11 @@ class Upgrader:
             "canaries": {
                 it.model: it.revision.hex()
                 for it in self._node.table.services
-                if (canary := self._weights.releases.standing(it.model)[1]) and canary.revision == it.revision
+                if (canary := self.weights.releases.standing(it.model)[1]) and canary.revision == it.revision
             },
             "quiet": [it.revision.hex() for it in self._node.unannounced],
             "trouble": dict(self.trouble),
-            "stale": self._weights.stale,
+            "stale": self.weights.stale,
         }
 
 

@@ -1,9 +1,9 @@
 """A swarm that changes its revisions, simulated: gossip, upgrades node by node, levels, sessions on real machines.
 
 Nodes decide by `consistency.upgrading`, clients choose by `consistency.revisions`, sessions run on the real owner and
-stage machines with toy shards. What happens to them: releases (also going back), canaries (that grow, are promoted or taken
-back), partitions, nodes that follow nothing, one that takes every session for its own revision's. Knows no signatures: who
-releases here is trusted.
+stage machines with toy shards. What happens to them: releases (also going back), canaries (that grow, are promoted or
+taken back), partitions, nodes that follow nothing, one that takes every session for its own revision's. Knows no
+signatures: who releases here is trusted.
 """
 
 from __future__ import annotations

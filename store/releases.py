@@ -31,7 +31,7 @@ _DOMAIN = b"paceline/release/1\x00"
 """Prefixed to what is signed, so that a signature made for anything else never passes for a release."""
 
 _CANARY_DOMAIN = b"paceline/release-canary/1\x00"
-"""The same for a canary: whoever does not know of shares finds no valid signature, rather than a release for everybody."""
+"""The same for a canary: who does not know of shares finds no valid signature, rather than a release for everybody."""
 
 
 class Signer(Protocol):
@@ -109,9 +109,9 @@ class Releases:
         while True:
             newest = self.newest(manifest.name)
             before = verify(newest) if newest is not None else None
-            if newest is not None and before is not None:
-                if (before.revision, before.share) == (manifest.revision, share):
-                    return newest
+            same = before is not None and (before.revision, before.share) == (manifest.revision, share)
+            if newest is not None and same:
+                return newest
             if share < 1.0:
                 self._check_canary(manifest)
             release = Release(

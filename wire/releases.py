@@ -51,7 +51,7 @@ class Release(Struct, frozen=True, array_like=True):
 
 
 def standing(releases: Iterable[Release]) -> tuple[Release | None, Release | None]:
-    """``(full, canary)`` of one name's verified releases: the newest for everybody, and the canary that runs, if one does.
+    """``(full, canary)`` of one name's verified releases: the newest for everybody, and the canary that runs, if any.
 
     What counts of a revision is its newest release. A canary runs until any newer release: its promotion, another
     canary, or the old revision's return.

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import trio
 
+from paceline.cli.status import behind
 from paceline.client.levels import Frontiers
 from paceline.consistency.upgrading import Patience
 from paceline.engine.toy import ToyModel, ToyShard, generate
+from paceline.gateway.metrics import Metrics
 from paceline.net.identity import Identity
 from paceline.node.node import Node
 from paceline.node.services import LoadedService
+from paceline.node.staleness import Watch
 from paceline.node.upgrade import UpgradeConfig, Upgrader
 from paceline.node.weights import Weights
 from paceline.node.weights_fetch import Fetcher
@@ -258,6 +262,43 @@ async def test_who_is_quiet_is_heard_again_when_its_publisher_comes_back_to_it(
         await trio.sleep(60)
         assert not node.unannounced
         assert lab.revisions() == {first}
+
+
+async def test_a_node_that_stays_behind_says_so_and_so_does_its_client(
+    autojump_clock: object, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with toy_swarm(tmp_path) as swarm:
+        lab = Lab(swarm, tmp_path)
+        first = lab.publish(1)
+        await lab.node("whole", (0, 12), first, follows=False)
+        watch = Watch(swarm.nodes["whole"], lab.upgraders["whole"].weights, 60.0)
+        swarm.nursery.start_soon(watch.run)
+        async with swarm.client(frontiers=Frontiers(stale_after_s=60.0)) as core:
+
+            async def asked() -> list[int]:
+                await collect(await core.generate([1], options(max_tokens=1)))
+                return [lag.releases for lag in core.frontiers.lags()]
+
+            assert await asked() == [0]
+            lab.publish(2)
+            await trio.sleep(20)
+            assert await asked() == [1]
+            assert not any(lag["overdue"] for lag in watch.account())
+            assert [lag["releases"] for lag in watch.account()] == [1]
+            caplog.clear()
+            await trio.sleep(90)
+            assert await asked() == [1]
+            assert await asked() == [1]
+            said = [(record.name, record.getMessage()) for record in caplog.records if record.levelname == "WARNING"]
+            assert said == [("paceline.node", "revision behind"), ("paceline.client", "revision behind")]
+            (line,) = behind([{"peer": "x" * 20 + "thispeer", "behind": watch.account()}, {"peer": "silent"}])
+            assert re.search(r"thispeer is behind.*toy [0-9a-f]{12} by 1 release for [12] min", line)
+            page = Metrics(core.frontiers.lags).page().decode()
+            assert f'paceline_revision_behind{{model="toy",revision="{first.hex()[:12]}"}} 1.0' in page
+            lab.publish(1)
+            await trio.sleep(10)
+            assert await asked() == [0]
+            assert [lag["overdue"] for lag in watch.account()] == [False]
 
 
 async def test_a_failure_on_the_way_leaves_the_node_where_it_was(autojump_clock: object, tmp_path: Path) -> None:
