@@ -23,6 +23,16 @@ def gateway(
     ] = None,
     default_tokens: Annotated[int, typer.Option(help="Length of an answer whose request names none.", min=1)] = 512,
     running: Annotated[int, typer.Option(help="Answers at once; others wait, by service tier.", min=1)] = 256,
+    mirror: Annotated[
+        float,
+        typer.Option(
+            help="Share of answers to ask for again, afterwards, on the other side of a canary that runs: how far the "
+            "two agree is in /metrics and in the log, never their text.",
+            min=0.0,
+            max=1.0,
+        ),
+    ] = 0.0,
+    mirror_to: Annotated[str, typer.Option(help="With --mirror: ask this revision (64 hexadecimal digits).")] = "",
     stale_after: Annotated[
         float,
         typer.Option(help="Seconds that answers may run on a revision behind its releases before the log says so."),
@@ -38,6 +48,7 @@ def gateway(
     import trio
 
     from paceline.client.connect import ClientConfig, as_addresses, connect
+    from paceline.client.mirror import MirrorConfig
     from paceline.gateway.config import GatewayConfig, load_keys
     from paceline.gateway.serving import serve
 
@@ -48,6 +59,7 @@ def gateway(
         default_tokens=default_tokens,
         running=running,
         audit=audit,
+        mirror=MirrorConfig.parse(mirror, mirror_to) if mirror else None,
     )
     if not config.keys and not _is_loopback(host):
         console.print("[yellow]anybody who can reach this address can use the swarm[/]: limit it with --keys")

@@ -128,6 +128,39 @@ class ClientCore:
         owner = Owner.resume(state, secrets.randbits(32), trio.current_time(), self._limits)
         return self._ride(owner, model, view, options)
 
+    async def repeat(self, state: SessionState, revision: bytes, options: GenerateOptions) -> Stream:
+        """The request that `state` answers as a new session on another revision: the same prompt, sampling and length.
+
+        `options`: how it rides. Raises LevelUnmet where no complete ring serves the revision.
+        """
+        view = await self._pinned(state.model, revision, options.timeout_s)
+        request = Request(
+            session=_new_session(),
+            revision=Revision(revision),
+            model=state.model,
+            prompt=state.log[: state.prompt_length],
+            max_positions=state.max_positions,
+            sampling=state.sampling,
+            chunk=options.chunk,
+            priority=options.priority,
+        )
+        owner = Owner(request, secrets.randbits(32), trio.current_time(), self._limits)
+        return self._ride(owner, await self._model_if_any(view, revision), view, options)
+
+    async def same_tokens(self, state: SessionState, revision: bytes, timeout_s: float = 5.0) -> bool:
+        """Whether a session's token ids mean the same to another revision: it has the same tokenizer, or none either.
+
+        Raises LevelUnmet where no complete ring serves the revision.
+        """
+        view = await self._pinned(state.model, revision, timeout_s)
+        found = [await self._model_if_any(view, it) for it in (state.revision, revision)]
+        one, other = (None if it is None else it.manifest.tokenizer for it in found)
+        return one == other
+
+    async def _pinned(self, name: str, revision: bytes, timeout_s: float) -> SwarmView:
+        level = Level("pinned", revision=revision)
+        return (await self.frontiers.revision(self.swarm, name, level, timeout_s))[0]
+
     async def _ring_for(self, options: GenerateOptions, key: bytes | None = None) -> tuple[SwarmView, bytes, str]:
         name = await self.model_name(options.model, options.timeout_s)
         level = Level.parse(options.consistency)

@@ -66,6 +66,12 @@ class Frontiers:
                 _log.warning("revision behind", lag.facts())
         return chosen
 
+    def other_side(self, name: str, revision: bytes) -> bytes | None:
+        """Of a canary that runs: what it stands beside, for the canary, and the canary for that; else None."""
+        frontier = self.frontier(name)
+        sides = {frontier.full: frontier.canary, frontier.canary: frontier.full}
+        return sides.get(revision) if frontier.canary is not None else None
+
     def lags(self) -> list[Lag]:
         """What sessions last ran on, of each model, and how far that is behind."""
         return self._staleness.lags(trio.current_time())
