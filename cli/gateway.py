@@ -13,6 +13,21 @@ from paceline.cli.console import console
 from paceline.cli.talk import Home, Swarm
 
 
+MirrorShare = Annotated[
+    float,
+    typer.Option(
+        help="Share of answers to ask for again, afterwards, on the other side of a canary that runs: how far the "
+        "two agree is in /metrics and in the log, never their text.",
+        min=0.0,
+        max=1.0,
+    ),
+]
+MirrorTo = Annotated[str, typer.Option(help="With --mirror: ask this revision (64 hexadecimal digits).")]
+StaleAfter = Annotated[
+    float, typer.Option(help="Seconds that answers may run on a revision behind its releases before the log says so.")
+]
+
+
 def gateway(
     swarm: Swarm = None,
     home: Home = None,
@@ -23,20 +38,9 @@ def gateway(
     ] = None,
     default_tokens: Annotated[int, typer.Option(help="Length of an answer whose request names none.", min=1)] = 512,
     running: Annotated[int, typer.Option(help="Answers at once; others wait, by service tier.", min=1)] = 256,
-    mirror: Annotated[
-        float,
-        typer.Option(
-            help="Share of answers to ask for again, afterwards, on the other side of a canary that runs: how far the "
-            "two agree is in /metrics and in the log, never their text.",
-            min=0.0,
-            max=1.0,
-        ),
-    ] = 0.0,
-    mirror_to: Annotated[str, typer.Option(help="With --mirror: ask this revision (64 hexadecimal digits).")] = "",
-    stale_after: Annotated[
-        float,
-        typer.Option(help="Seconds that answers may run on a revision behind its releases before the log says so."),
-    ] = 600.0,
+    mirror: MirrorShare = 0.0,
+    mirror_to: MirrorTo = "",
+    stale_after: StaleAfter = 600.0,
     audit: Annotated[
         Path | None, typer.Option(help="Append one line of JSON for each answer to this file; never its text.")
     ] = None,
