@@ -218,8 +218,9 @@ def judge(load: Load, moments: tuple[float, ...]) -> int:
     figure = f"least {min(windows):.0f} tok/s, before {steady:.0f} ({kept:.0%}), median {median(windows):.0f}"
     bars.check("throughput", kept >= KEPT_BAR, f"{figure}; changed over in {changed - published:.0f} s")
     print(f"{load.failovers} reroutes of running sessions")
-    before, _ = load.low(began, published)
-    _, at = load.low(published, ended)
+    (before, _), (_, at) = load.low(began, published), load.low(published, ended)
+    seconds = [sum(began + k <= at < began + k + 1 for at in load.times) for k in range(int(ended - began))]
+    print(f"tokens of each second, published after {published - began:.1f}: {' '.join(map(str, seconds))}")
     print(f"least window before {before:.0f} tok/s; least of all begins {at - published:.1f} s after the publication")
     return bars.exit_status()
 

@@ -12,7 +12,6 @@ import typer
 from paceline.cli.console import console
 from paceline.cli.talk import Home, Swarm
 
-
 MirrorShare = Annotated[
     float,
     typer.Option(
