@@ -16,6 +16,7 @@ whose next token is a near tie (where rounding may decide) are left out beforeha
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -140,6 +141,11 @@ class Load:
         if tokens != self.want[result.revision][which]:
             self.wrong.append(f"prompt {which} on {result.revision[:12]}")
 
+    def low(self, since: float, until: float) -> tuple[float, float]:
+        """The least window that begins between two moments, each half second: tokens a second, and when it began."""
+        starts = [since + k / 2 for k in range(int(2 * (until - WINDOW_S - since)))]
+        return min((self.rate(start), start) for start in starts)
+
     def rate(self, since: float) -> float:
         """Tokens a second in the window that begins at `since`."""
         return sum(since <= at < since + WINDOW_S for at in self.times) / WINDOW_S
@@ -180,6 +186,17 @@ async def revisions(watcher: ClientCore) -> dict[str, int]:
     return dict(found)
 
 
+def tell(log: Path, published_at: float) -> None:
+    """What the nodes did, by their own logs, in seconds after the publication."""
+    names: dict[str, str] = {}
+    for line in log.read_text().splitlines():
+        told = json.loads(line)
+        if told["event"].startswith("revision "):
+            who = names.setdefault(told["node"], f"node {len(names) + 1}")
+            spent = f" in {told['seconds']} s" if "seconds" in told else ""
+            print(f"  {told['at'] - published_at:5.1f} s: {who}: {told['event']} {told['revision'][:8]}{spent}")
+
+
 def shown(held: dict[str, int]) -> str:
     return ", ".join(f"{count} nodes hold {revision[:8]}" for revision, count in sorted(held.items()))
 
@@ -201,6 +218,10 @@ def judge(load: Load, moments: tuple[float, ...]) -> int:
     figure = f"least {min(windows):.0f} tok/s, before {steady:.0f} ({kept:.0%}), median {median(windows):.0f}"
     bars.check("throughput", kept >= KEPT_BAR, f"{figure}; changed over in {changed - published:.0f} s")
     print(f"{load.failovers} reroutes of running sessions")
+    (before, _), (_, at) = load.low(began, published), load.low(published, ended)
+    seconds = [sum(began + k <= at < began + k + 1 for at in load.times) for k in range(int(ended - began))]
+    print(f"tokens of each second, published after {published - began:.1f}: {' '.join(map(str, seconds))}")
+    print(f"least window before {before:.0f} tok/s; least of all begins {at - published:.1f} s after the publication")
     return bars.exit_status()
 
 
@@ -219,7 +240,11 @@ def main() -> int:
         store.put_manifest(manifests[0])
         releases.publish(identity, manifests[0], time.time())
 
+        log, published_at = Path(folder) / "log", [0.0]
+        os.environ["PACELINE_LOG"] = str(log)
+
         def publish() -> str:
+            published_at[0] = time.time()
             store.put_manifest(manifests[1])
             releases.publish(identity, manifests[1], time.time())
             return manifests[1].revision.hex()
@@ -237,6 +262,7 @@ def main() -> int:
             moments = trio.run(run, swarm.bootstrap, load, publish, options.before, options.patience)
         finally:
             swarm.stop()
+        tell(log, published_at[0])
     return judge(load, moments)
 
 

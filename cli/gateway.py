@@ -12,6 +12,20 @@ import typer
 from paceline.cli.console import console
 from paceline.cli.talk import Home, Swarm
 
+MirrorShare = Annotated[
+    float,
+    typer.Option(
+        help="Share of answers to ask for again, afterwards, on the other side of a canary that runs: how far the "
+        "two agree is in /metrics and in the log, never their text.",
+        min=0.0,
+        max=1.0,
+    ),
+]
+MirrorTo = Annotated[str, typer.Option(help="With --mirror: ask this revision (64 hexadecimal digits).")]
+StaleAfter = Annotated[
+    float, typer.Option(help="Seconds that answers may run on a revision behind its releases before the log says so.")
+]
+
 
 def gateway(
     swarm: Swarm = None,
@@ -23,6 +37,9 @@ def gateway(
     ] = None,
     default_tokens: Annotated[int, typer.Option(help="Length of an answer whose request names none.", min=1)] = 512,
     running: Annotated[int, typer.Option(help="Answers at once; others wait, by service tier.", min=1)] = 256,
+    mirror: MirrorShare = 0.0,
+    mirror_to: MirrorTo = "",
+    stale_after: StaleAfter = 600.0,
     audit: Annotated[
         Path | None, typer.Option(help="Append one line of JSON for each answer to this file; never its text.")
     ] = None,
@@ -34,6 +51,7 @@ def gateway(
     import trio
 
     from paceline.client.connect import ClientConfig, as_addresses, connect
+    from paceline.client.mirror import MirrorConfig
     from paceline.gateway.config import GatewayConfig, load_keys
     from paceline.gateway.serving import serve
 
@@ -44,6 +62,7 @@ def gateway(
         default_tokens=default_tokens,
         running=running,
         audit=audit,
+        mirror=MirrorConfig.parse(mirror, mirror_to) if mirror else None,
     )
     if not config.keys and not _is_loopback(host):
         console.print("[yellow]anybody who can reach this address can use the swarm[/]: limit it with --keys")
@@ -60,7 +79,7 @@ def gateway(
                     break
 
     async def _serve() -> None:
-        async with connect(ClientConfig(as_addresses(swarm), home)) as core:
+        async with connect(ClientConfig(as_addresses(swarm), home, stale_after_s=stale_after)) as core:
             await serve(core, config, started=started)
 
     trio.run(run)

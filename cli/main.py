@@ -12,6 +12,7 @@ import typer
 
 from paceline.cli import (
     bootstrap,
+    compare,
     doctor,
     gateway,
     interrupts,
@@ -50,6 +51,7 @@ app.command("node")(node.node)
 app.command("bootstrap")(bootstrap.bootstrap)
 app.command("generate")(talk.generate)
 app.command("chat")(talk.chat)
+app.command("compare")(compare.compare)
 app.command("status")(status.status)
 app.command("route")(status.route)
 app.command("top")(top.top)

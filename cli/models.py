@@ -33,11 +33,17 @@ def models(
     for row in rows:
         here = f"{row['present'] / 1e6:.0f} of {row['total'] / 1e6:.0f} MB"
         who = "this machine" if row["publisher"] == identity.public.hex() else row["publisher"][:16]
-        newest = f"{row['release']} (newest)" if row["newest"] else str(row["release"] or "–")
+        newest = f"{row['release']}{_note(row)}" if row["release"] else "–"
         revision = row["revision"][:12]
         table.add_row(row["model"], newest, revision, row["architecture"], str(row["layers"]), here, who or "–")
     console.print(table)
     console.print(f"this machine publishes as {identity.public.hex()}", soft_wrap=True)
+
+
+def _note(row: dict[str, Any]) -> str:
+    if row["canary"] is not None:
+        return f" (canary, {row['canary']:.0%})"
+    return " (newest)" if row["newest"] else ""
 
 
 def _rows(store: Any, releases: Any) -> list[dict[str, Any]]:
@@ -48,6 +54,7 @@ def _rows(store: Any, releases: Any) -> list[dict[str, Any]]:
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for name in releases.names():
         history = [verify(signed) for signed in releases.history(name)]
+        full, canary = releases.standing(name)
         for release in history:
             row = {"model": name, "release": release.sequence, "publisher": release.publisher.hex()}
             try:
@@ -57,12 +64,20 @@ def _rows(store: Any, releases: Any) -> list[dict[str, Any]]:
             rows[name, release.revision.hex()] = {
                 **row,
                 "revision": release.revision.hex(),
-                "newest": release == history[-1],
+                "newest": release == full,
+                "canary": release.share if release == canary else None,
                 **size,
             }
     for it in store.list():
         key = (it.name, it.manifest.revision.hex())
-        unsigned = {"model": it.name, "release": 0, "publisher": "", "revision": key[1], "newest": False}
+        unsigned = {
+            "model": it.name,
+            "release": 0,
+            "publisher": "",
+            "revision": key[1],
+            "newest": False,
+            "canary": None,
+        }
         rows.setdefault(key, {**unsigned, **_size(store, it.manifest)})
     return [rows[key] for key in sorted(rows, key=lambda key: (key[0], -rows[key]["release"]))]
 

@@ -30,6 +30,9 @@ Trust = Annotated[
     list[str] | None,
     typer.Option(help="KEY or KEY=name,team/*: believe this publisher, too (see `paceline trust`; repeat)."),
 ]
+StaleAfter = Annotated[
+    float, typer.Option(help="Seconds that a served revision may be behind its releases before log and status say so.")
+]
 Follow = Annotated[bool, typer.Option(help="Take up newer releases of the model's name, beside the present one.")]
 
 WeightsForm = Annotated[
@@ -115,6 +118,7 @@ def node(
     link_profile: LinkProfile = None,
     trust: Trust = None,
     follow: Follow = True,
+    stale_after: StaleAfter = 600.0,
     upload_mb_s: Annotated[float, typer.Option(help="Most that weights may take of the uplink, MB/s; 0: all.")] = 0.0,
     download_mb_s: Annotated[float, typer.Option(help="Most that fetching weights may take, MB/s; 0: all.")] = 0.0,
     room_gb: RoomGb = 0.0,
@@ -203,6 +207,7 @@ def _config(given: dict[str, Any]) -> DaemonConfig:
         ),
         trust=tuple(given["trust"] or ()),
         follow=given["follow"],
+        stale_after_s=given["stale_after"],
         download_bytes_per_s=given["download_mb_s"] * 1e6,
         room_bytes=given["room_gb"] * 1e9,
         moves=given["move"],

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from paceline.cli.console import console, progress
+from paceline.wire.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from paceline.net.identity import Identity
     from paceline.store.manifest import Manifest
     from paceline.store.releases import Releases
     from paceline.store.store import Store
+    from paceline.wire.ids import Revision
 
 PUBLISHER = "publisher"
 """The identity (under ``identities/``) that signs this machine's releases."""
@@ -29,12 +31,26 @@ def publish(
         list[str] | None,
         typer.Option(help="N=FILE: take decoder layer N from this safetensors file, for an edited revision."),
     ] = None,
+    canary: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of new sessions that may try this revision, above 0 and below 1: a canary. The present "
+            "revision stays, for all others. Again with another share: more, or fewer.",
+        ),
+    ] = None,
+    promote: Annotated[
+        bool, typer.Option("--promote", help="SOURCE is a name: release the canary that runs there for everybody.")
+    ] = False,
+    withdraw: Annotated[
+        bool,
+        typer.Option("--withdraw", help="SOURCE is a name: end its canary, by releasing the present revision again."),
+    ] = False,
     home: Annotated[Path | None, typer.Option(help="Where models lie.", envvar="PACELINE_HOME")] = None,
 ) -> None:
     """Publish a revision of a model: verified blocks, a manifest, and a release signed by this machine's key.
 
     Nodes that follow the name take it up one after another; what both revisions share is stored and sent once.
-    Publishing an older revision again is the way back: it becomes the newest.
+    Publishing an older revision again is the way back: it becomes the newest, and a canary that runs ends.
 
     Examples:
 
@@ -43,18 +59,49 @@ def publish(
       paceline publish team/chat --layer 7=layer7.safetensors
 
       paceline publish 12e73533b29b… --name team/chat          # roll back
+
+      paceline publish ./tuned --name team/chat --canary 0.1   # for a tenth of new sessions
+
+      paceline publish team/chat --promote                     # … for everybody; or --withdraw
     """
     from paceline.client.connect import home_folder
 
+    share = _share(canary, alone=not (promote or withdraw))
     root = home_folder(home)
     store, releases, identity = opened(root)
     before = {path.name for path in (store.root / "blocks").iterdir()}
-    manifest = _manifest(store, source, name, layer or [])
-    store.put_manifest(manifest)
-    release = releases.publish(identity, manifest, time.time())
+    if promote or withdraw:
+        if promote == withdraw or name or layer:
+            raise InvalidRequest("--promote and --withdraw stand alone", cure="paceline publish NAME --promote")
+        manifest = store.manifest(_ending(releases, source, promote=promote))
+    else:
+        manifest = _manifest(store, source, name, layer or [])
+    releases.publish(identity, manifest, time.time(), share)
+    # What a name means on this machine is what everybody gets: a canary has its release only.
+    store.put_manifest(manifest, name=share >= 1.0)
     say(manifest, releases, before)
     console.print(f"signed by publisher {identity.public.hex()}", soft_wrap=True)
-    assert release is not None
+
+
+def _share(canary: float | None, *, alone: bool) -> float:
+    if canary is None:
+        return 1.0
+    if not 0.0 < canary < 1.0 or not alone:
+        raise InvalidRequest(
+            f"a canary of {canary:g}" if alone else "--canary begins a canary, --promote and --withdraw end it",
+            cure="name a share above 0 and below 1, such as 0.1",
+        )
+    return canary
+
+
+def _ending(releases: Releases, name: str, *, promote: bool) -> Revision:
+    """The revision whose release ends the canary of a name. Raises InvalidRequest where none runs."""
+    from paceline.wire.ids import Revision
+
+    full, canary = releases.standing(name)
+    if canary is None or full is None:
+        raise InvalidRequest(f"no canary of {name!r} is known here", cure="see what is: paceline models")
+    return Revision(canary.revision if promote else full.revision)
 
 
 def opened(root: Path) -> tuple[Store, Releases, Identity]:
@@ -78,6 +125,8 @@ def say(manifest: Manifest, releases: Releases, before: set[str]) -> None:
     new = {name: size for name, size in blocks.items() if name not in before}
     newest = releases.newest(manifest.name)
     sequence = f"release {verify(newest).sequence}, " if newest else ""
+    if newest and not verify(newest).full:
+        sequence += f"a canary for {verify(newest).share:.0%} of new sessions, "
     console.print(
         f"[bold]{manifest.name}[/]: {sequence}revision {manifest.revision.hex()[:12]}, {manifest.architecture}, "
         f"{len(manifest.layers)} layers, {sum(blocks.values()) / 1e6:.1f} MB; "
@@ -106,8 +155,6 @@ def _manifest(store: Store, source: str, name: str, layers: list[str]) -> Manife
 
 
 def _files(layers: list[str]) -> dict[int, Path]:
-    from paceline.wire.errors import InvalidRequest
-
     found = {}
     for text in layers:
         number, equals, path = text.partition("=")

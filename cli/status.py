@@ -35,7 +35,7 @@ def status(
     for node in nodes:
         table.add_row(*_row(node))
     console.print(table)
-    for line in coverage(nodes):
+    for line in (*coverage(nodes), *behind(nodes)):
         console.print(line, soft_wrap=True)
 
 
@@ -72,6 +72,17 @@ def coverage(nodes: list[dict[str, Any]]) -> list[str]:
         verdict = "[green]complete[/]" if not missing else f"[red]{missing} of {layers} layers missing[/]"
         lines.append(f"{model} {revision}: {verdict}")
     return lines or ["[yellow]the swarm is empty[/]: start a node with paceline node"]
+
+
+def behind(nodes: list[dict[str, Any]]) -> list[str]:
+    """One line for each node and revision that has been behind what is released for longer than that node allows."""
+    return [
+        f"[yellow]{node['peer'][-8:]} is behind[/]: {lag['model']} {lag['revision'][:12]} by {lag['releases']} "
+        f"release{'s' if lag['releases'] > 1 else ''} for {lag['for_s'] / 60:.0f} min"
+        for node in nodes
+        for lag in node.get("behind", ())
+        if lag["overdue"]
+    ]
 
 
 Peers = Annotated[list[str] | None, typer.Option(help="Peer id (repeat for several).")]

@@ -15,6 +15,7 @@ from paceline.client.core import ClientCore, unix_time
 from paceline.client.levels import Frontiers
 from paceline.client.swarm import Swarm
 from paceline.consistency.owner import OwnerLimits
+from paceline.consistency.staleness import STALE_S
 from paceline.dht.kademlia import DirectoryConfig, KademliaDirectory
 from paceline.net.conditioner import conditioned
 from paceline.net.host import Libp2pTransport, NetConfig
@@ -32,13 +33,14 @@ class ClientConfig:
     """`bootstrap`: multiaddrs of any members, each with ``/p2p/<peer id>``; empty: ``PACELINE_SWARM`` (separated by
     commas), else the local swarm that `paceline up` runs on this machine. `home`: where the store lies.
     `link_profile`: a link profile's name or file (`net.conditioner`); None: ``PACELINE_LINK_PROFILE``, else the network
-    as it is.
+    as it is. `stale_after_s`: how long a revision in use may be behind before the log says so.
     """
 
     bootstrap: tuple[str, ...] = ()
     home: Path | None = None
     owner: OwnerLimits = field(default_factory=OwnerLimits)
     link_profile: str | None = None
+    stale_after_s: float = STALE_S
 
 
 def home_folder(home: Path | None = None) -> Path:
@@ -73,7 +75,7 @@ async def connect(config: ClientConfig | None = None) -> AsyncIterator[ClientCor
     profile = config.link_profile if config.link_profile is not None else os.environ.get("PACELINE_LINK_PROFILE")
     swarm = Swarm(conditioned(transport, profile), directory, unix_time=unix_time)
     home = home_folder(config.home)
-    core = ClientCore(swarm, Store(home / "store"), config.owner, Frontiers(_trust(home)))
+    core = ClientCore(swarm, Store(home / "store"), config.owner, Frontiers(_trust(home), config.stale_after_s))
     async with core.run():
         yield core
 

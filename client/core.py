@@ -94,7 +94,9 @@ class ClientCore:
             await trio.sleep(0.1)
 
     async def model(self, options: GenerateOptions) -> Model:
-        """Manifest and tokenizer of the revision that a session with `options` would ride now. Raises as `generate`."""
+        """Manifest and tokenizer of the revision that a session with `options` would ride now, if it is not one of a
+        canary's. Raises as `generate`.
+        """
         view, revision, _ = await self._ring_for(options)
         return await self._model(view, revision)
 
@@ -102,7 +104,8 @@ class ClientCore:
 
     async def generate(self, prompt: Prompt, options: GenerateOptions) -> Stream:
         """Start generating after `prompt` (text, or token ids)."""
-        view, revision, name = await self._ring_for(options)
+        session = _new_session()
+        view, revision, name = await self._ring_for(options, _lot_of(session, options))
         model = None
         if isinstance(prompt, str):
             model = await self._model(view, revision)
@@ -110,13 +113,14 @@ class ClientCore:
         else:
             ids = list(prompt)
             model = await self._model_if_any(view, revision)
-        return self._start(ids, model, view, revision, name, options)
+        return self._start(session, ids, model, view, revision, name, options)
 
     async def chat(self, messages: Messages, options: GenerateOptions, **variables: Any) -> Stream:
         """Start the assistant's answer to `messages`, through the model's chat template."""
-        view, revision, name = await self._ring_for(options)
+        session = _new_session()
+        view, revision, name = await self._ring_for(options, _lot_of(session, options))
         model = await self._model(view, revision)
-        return self._start(model.tokenizer.chat(messages, **variables), model, view, revision, name, options)
+        return self._start(session, model.tokenizer.chat(messages, **variables), model, view, revision, name, options)
 
     async def resume(self, state: SessionState, options: GenerateOptions) -> Stream:
         """Take a session over from its exported state and go on; whoever owned it before is fenced.
@@ -130,10 +134,43 @@ class ClientCore:
             options = replace(options, numerics=state.numerics)
         return self._ride(owner, model, options)
 
-    async def _ring_for(self, options: GenerateOptions) -> tuple[SwarmView, bytes, str]:
+    async def repeat(self, state: SessionState, revision: bytes, options: GenerateOptions) -> Stream:
+        """The request that `state` answers as a new session on another revision: the same prompt, sampling and length.
+
+        `options`: how it rides. Raises LevelUnmet where no complete ring serves the revision.
+        """
+        view = await self._pinned(state.model, revision, options.timeout_s)
+        request = Request(
+            session=_new_session(),
+            revision=Revision(revision),
+            model=state.model,
+            prompt=state.log[: state.prompt_length],
+            max_positions=state.max_positions,
+            sampling=state.sampling,
+            chunk=options.chunk,
+            priority=options.priority,
+        )
+        owner = Owner(request, secrets.randbits(32), trio.current_time(), self._limits)
+        return self._ride(owner, await self._model_if_any(view, revision), view, options)
+
+    async def same_tokens(self, state: SessionState, revision: bytes, timeout_s: float = 5.0) -> bool:
+        """Whether a session's token ids mean the same to another revision: it has the same tokenizer, or none either.
+
+        Raises LevelUnmet where no complete ring serves the revision.
+        """
+        view = await self._pinned(state.model, revision, timeout_s)
+        found = [await self._model_if_any(view, it) for it in (state.revision, revision)]
+        one, other = (None if it is None else it.manifest.tokenizer for it in found)
+        return one == other
+
+    async def _pinned(self, name: str, revision: bytes, timeout_s: float) -> SwarmView:
+        level = Level("pinned", revision=revision)
+        return (await self.frontiers.revision(self.swarm, name, level, timeout_s))[0]
+
+    async def _ring_for(self, options: GenerateOptions, key: bytes | None = None) -> tuple[SwarmView, bytes, str]:
         name = await self.model_name(options.model, options.timeout_s)
         level = Level.parse(options.consistency)
-        view, revision = await self.frontiers.revision(self.swarm, name, level, options.timeout_s)
+        view, revision = await self.frontiers.revision(self.swarm, name, level, options.timeout_s, key)
         return view, revision, name
 
     async def _model(self, view: SwarmView, revision: bytes) -> Model:
@@ -148,6 +185,7 @@ class ClientCore:
 
     def _start(
         self,
+        session: SessionId,
         ids: list[int],
         model: Model | None,
         view: SwarmView,
@@ -165,7 +203,7 @@ class ClientCore:
         if len(ids) >= room:
             raise ContextOverflow(f"the prompt has {len(ids)} tokens, {name} takes {room}", cure="shorten it")
         request = Request(
-            session=SessionId(os.urandom(16)),
+            session=session,
             revision=Revision(revision),
             model=name,
             prompt=tuple(ids),
@@ -198,6 +236,15 @@ class ClientCore:
         stream.ride = ride
         self._nursery.start_soon(stream.run, ride, frozenset[PeerId]())
         return stream
+
+
+def _new_session() -> SessionId:
+    return SessionId(os.urandom(16))
+
+
+def _lot_of(session: SessionId, options: GenerateOptions) -> bytes:
+    """What a session draws for a canary by: the seed, where the user chose one, so that it stays on its revision."""
+    return session if options.seed is None else f"seed {options.seed}".encode()
 
 
 def unix_time() -> float:

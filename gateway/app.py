@@ -21,6 +21,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from paceline.client.core import ClientCore
+from paceline.client.mirror import Mirror
 from paceline.gateway import replies, requests
 from paceline.gateway.catalogue import Catalogue
 from paceline.gateway.config import GatewayConfig
@@ -66,14 +67,17 @@ class Gateway:
     app: ASGIApp
     metrics: Metrics
     operations: tuple[Operation, ...]
+    mirror: Mirror | None
+    """To be run beside the app, where there is one."""
 
 
 def gateway(core: ClientCore, config: GatewayConfig, spans: Spans | None = None) -> Gateway:
     """A gateway over `core`, for use inside `core.run()`. `spans`: where answers are told of to a collector."""
-    gate, metrics = Gate(config), Metrics()
+    gate, metrics = Gate(config), Metrics(core.frontiers.lags)
     catalogue = Catalogue(core, int(time.time()))
+    mirror = Mirror(core, config.mirror, metrics.mirror) if config.mirror else None
     table = [
-        *_generating(Generating(core, config, gate, catalogue, metrics, spans)),
+        *_generating(Generating(core, config, gate, catalogue, metrics, spans, mirror)),
         *_questions(gate, catalogue, SwarmMap(core, config.swarm_cache_s), metrics),
     ]
     operations = tuple(operation for operation, _ in table)
@@ -86,7 +90,7 @@ def gateway(core: ClientCore, config: GatewayConfig, spans: Spans | None = None)
     routes += [Route("/openapi.json", openapi), Route("/", page), Route("/static/{name}", page)]
     handlers: dict[Any, Any] = {PacelineError: _typed, HTTPException: _http, Exception: _bug}
     app = Starlette(routes=routes, exception_handlers=handlers)
-    return Gateway(_Counting(app, metrics), metrics, operations)
+    return Gateway(_Counting(app, metrics), metrics, operations, mirror)
 
 
 def _generating(generating: Generating) -> list[tuple[Operation, Endpoint]]:

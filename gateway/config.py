@@ -11,6 +11,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from paceline.client.mirror import MirrorConfig
 from paceline.wire.errors import InvalidRequest
 
 Limit = Annotated[int, Meta(ge=0)]
@@ -60,6 +61,8 @@ class GatewayConfig:
     resume_s: float = 300.0
     resumable: int = 256
     running: int = 256
+    mirror: MirrorConfig | None = None
+    """Which answers to ask for again on another revision, afterwards, to compare."""
     audit: Path | None = None
     """Where to append a record of each answer."""
 

@@ -15,6 +15,7 @@ from msgspec import Struct
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from paceline.client.options import GenerateOptions
 from paceline.client.results import Piece, Result
 from paceline.gateway.connection import WriteChunk, chunk_writer
 from paceline.gateway.errors import body_of, headers_of, status_of
@@ -50,6 +51,8 @@ class Job:
     on_piece: Callable[[int, Piece], None] = lambda choice, piece: None
     on_over: Callable[[Job], None] = lambda job: None
     extra: Mapping[str, str] = field(default_factory=dict)
+    options: Sequence[GenerateOptions] = ()
+    """What each source was asked with; none of a resumed one, which was asked before."""
     results: list[Result | None] = field(default_factory=list)
     error: PacelineError | None = None
     complete: bool = False

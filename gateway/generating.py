@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from paceline.client.core import ClientCore
+from paceline.client.mirror import Mirror
 from paceline.client.options import GenerateOptions
 from paceline.client.results import Piece
 from paceline.client.stream import Stream
@@ -71,6 +72,7 @@ class Generating:
         catalogue: Catalogue,
         metrics: Metrics,
         spans: Spans | None = None,
+        mirror: Mirror | None = None,
     ) -> None:
         self._core = core
         self._config = config
@@ -78,6 +80,7 @@ class Generating:
         self._catalogue = catalogue
         self._metrics = metrics
         self._spans = spans
+        self._mirror = mirror
         self._shelf = Shelf(config.resumable, config.resume_s)
         self._line = Line(config.running)
         self._audit = Audit(config.audit, time.time) if config.audit else None
@@ -203,6 +206,7 @@ class Generating:
             stack.pop_all()
         head = self._head(ask, sources[0])
         job = Job(sources=sources, writer=ask.writer(head), streamed=ask.streamed, events=ask.events)
+        job.options = [options for _, options in ask.starts]
         kept = None
         if ask.streamed and len(sources) == 1 and ask.endpoint != "responses":
             kept = self._keep(ask, head, sources[0], meter)
@@ -255,6 +259,9 @@ class Generating:
                 _log.info("answer", told_of)
                 if self._audit is not None:
                     self._audit.note(told_of)
+            if self._mirror is not None and job.complete:
+                for result, options in zip(results, job.options, strict=False):
+                    self._mirror.offer(result, options)
             if kept is not None:
                 kept.finished = job.results[0]
                 self._shelf.touch(name, kept, trio.current_time())

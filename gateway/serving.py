@@ -28,10 +28,14 @@ async def serve(core: ClientCore, config: GatewayConfig, *, started: Callable[[s
     """
     with _listening(config) as listener:
         spans = configured()
-        connection = partial(Connection, gateway(core, config, spans).app, _server(), WorkerContext(None))
+        made = gateway(core, config, spans)
+        connection = partial(Connection, made.app, _server(), WorkerContext(None))
         started(_url(config.host, listener.getsockname()[1]))
         try:
-            await trio.serve_listeners(connection, [trio.SocketListener(trio.socket.from_stdlib_socket(listener))])
+            async with trio.open_nursery() as nursery:
+                if made.mirror is not None:
+                    nursery.start_soon(made.mirror.run)
+                await trio.serve_listeners(connection, [trio.SocketListener(trio.socket.from_stdlib_socket(listener))])
         finally:
             if spans is not None:
                 spans.close()

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from paceline.consistency.staleness import STALE_S
 from paceline.dht.kademlia import DirectoryConfig, KademliaDirectory
 from paceline.dht.membership import MembershipConfig
 from paceline.engine import default_model
@@ -37,6 +38,7 @@ from paceline.node.node import Node
 from paceline.node.owner import obey, path_of
 from paceline.node.services import LoadedService
 from paceline.node.spill import SpillRoom
+from paceline.node.staleness import Watch
 from paceline.node.upgrade import Upgrader
 from paceline.node.weights import Weights
 from paceline.node.weights_fetch import FetchConfig, Fetcher
@@ -87,6 +89,8 @@ class DaemonConfig:
     """Memory for weights, where the node chooses its span; 0: half of what is free."""
     moves: bool = False
     """A node that chose its span may change it later, where the swarm gains enough."""
+    stale_after_s: float = STALE_S
+    """How long what is served may be behind what is released before the log says so."""
     metrics: str | None = None
     """Port, or host and port, where Prometheus may ask; None: nowhere."""
     link_profile: str | None = None
@@ -223,6 +227,9 @@ async def _join_and_tell(
         upgrader = Upgrader(node, joiner.weights, functools.partial(joiner.beside, node))
         node.upgrades = upgrader.account
         nursery.start_soon(upgrader.run)
+    watch = Watch(node, joiner.weights, config.stale_after_s)
+    node.behind = watch.account
+    nursery.start_soon(watch.run)
     if config.ready_file is not None:
         address = node.links.address
         members = [f"{control}/p2p/{address.peer}" for control in address.control]

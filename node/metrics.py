@@ -50,6 +50,7 @@ class StatusCollector:
         for service in told["services"]:
             free.add_metric((service["model"], service["span"]), float(service["kv_free"]))
         yield free
+        yield from behind(told["behind"])
         events = CounterMetricFamily("paceline_node_events", "Counted events and errors", labels=("event",))
         for event, count in {**told["counters"], **told["links"]["errors"]}.items():
             events.add_metric((event,), float(count))
@@ -59,6 +60,21 @@ class StatusCollector:
             if seconds is not None:
                 rtt.add_metric((peer,), float(seconds))
         yield rtt
+
+
+def behind(lags: Iterable[Mapping[str, Any]]) -> Iterator[Any]:
+    """Of each revision in use (`consistency.staleness.Lag.facts`): how far behind, and for how long."""
+    from prometheus_client.core import GaugeMetricFamily
+
+    labels = ("model", "revision")
+    releases = GaugeMetricFamily("paceline_revision_behind", "Releases that a revision in use is behind", labels=labels)
+    known = GaugeMetricFamily("paceline_revision_behind_seconds", "Since when that is known", labels=labels)
+    for lag in lags:
+        which = (lag["model"], lag["revision"][:12])
+        releases.add_metric(which, float(lag["releases"]))
+        known.add_metric(which, float(lag["for_s"]))
+    yield releases
+    yield known
 
 
 class CountsCollector:

@@ -102,6 +102,8 @@ class Node:
         """What is about to be loaded: announced while nothing is served, so that no crowd piles up on one hole."""
         self.upgrades: Callable[[], dict[str, object]] = dict
         """What became of newer releases, for the status."""
+        self.behind: Callable[[], list[dict[str, object]]] = list
+        """How far what is served is behind what is released, for the status."""
         self.releases_refused: Mapping[str, int] = {}
         self.frontier: Callable[[], tuple[SignedRelease, ...]] = tuple
         self._details = details
@@ -234,6 +236,7 @@ class Node:
             "banned": sorted(self.fetcher.banned) if self.fetcher else [],
             "fetched": msgspec.to_builtins(self.fetcher.reports[-4:]) if self.fetcher else [],
             "upgrades": self.upgrades(),
+            "behind": self.behind(),
             "releases_refused": dict(self.releases_refused),
             "blocks_served": msgspec.to_builtins(self.desk.statistics),
             "holds_dropped": holds.dropped,

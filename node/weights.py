@@ -89,7 +89,7 @@ class Weights:
         """Peers that serve only revisions behind the newest known here, with how many releases they are behind."""
         found: dict[str, int] = {}
         names = {service.model for offer in offers for service in offer.services}
-        known = {name: Frontier.of(map(verify, self.releases.history(name))) for name in names}
+        known = {name: self.known(name) for name in names}
         for offer in offers:
             for name in {service.model for service in offer.services}:
                 behind = [known[name].behind(it.revision) for it in offer.services if it.model == name]
@@ -98,10 +98,18 @@ class Weights:
                     found[offer.peer] = max(lag, found.get(offer.peer, 0))
         return found
 
+    def known(self, name: str) -> Frontier:
+        """The frontier of a name, as far as it is known and believed here."""
+        return Frontier.of(map(verify, self.releases.history(name)))
+
     def frontier(self, served: Iterable[tuple[str, Revision]]) -> tuple[SignedRelease, ...]:
-        """For this node's own offer: the newest release of each name, and what names the revisions that it serves."""
+        """For this node's own offer: the newest release of each name, the newest for everybody where that is another,
+        and what names the revisions that it serves.
+        """
         served = list(dict.fromkeys(served))
         found = [self.releases.newest(name) for name, _ in served]
+        full = [self.releases.resolve(name) for name, _ in served]
+        found += [self.releases.naming(revision) for revision in full if revision is not None]
         found += [self.releases.naming(revision) for _, revision in served]
         return tuple(dict.fromkeys(it for it in found if it is not None))[:MAX_FRONTIER]
 

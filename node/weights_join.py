@@ -92,7 +92,8 @@ class Joiner:
             shard = await trio.to_thread.run_sync(call)
         finally:
             sys.setswitchinterval(usual)
-        return LoadedService(manifest.name, manifest.revision, shard, running.measured, running.shadow)
+        grammars = self._grammars(manifest.revision)
+        return LoadedService(manifest.name, manifest.revision, shard, running.measured, running.shadow, grammars)
 
     async def join(self, node: Node) -> LoadedService:
         """Fetch what the span needs through a running node's links, and load it. Raises typed errors."""

@@ -99,14 +99,14 @@ class Node:
     confused: bool
     sequence: int = 0
     quiet: dict[bytes, float] = field(default_factory=dict)
-    known_at: dict[bytes, float] = field(default_factory=dict)
+    known_at: dict[Release, float] = field(default_factory=dict)
     taking: bytes | None = None
 
     def rows(self) -> tuple[Holder, ...]:
         """What is offered."""
         names = [held for held in self.hosts if held not in self.quiet]
-        if self.confused and self.member.frontier.newest is not None:
-            names = [self.member.frontier.newest]
+        if self.confused and self.member.frontier.full is not None:
+            names = [self.member.frontier.full]
         return tuple(Holder(self.me, held, self.span) for held in names)
 
     def host_of(self, message: Any) -> Host:

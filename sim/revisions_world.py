@@ -1,8 +1,9 @@
 """A swarm that changes its revisions, simulated: gossip, upgrades node by node, levels, sessions on real machines.
 
 Nodes decide by `consistency.upgrading`, clients choose by `consistency.revisions`, sessions run on the real owner and
-stage machines with toy shards. What happens to them: releases (also going back), partitions, nodes that follow nothing,
-one that takes every session for its own revision's. Knows no signatures: who releases here is trusted.
+stage machines with toy shards. What happens to them: releases (also going back), canaries (that grow, are promoted or
+taken back), partitions, nodes that follow nothing, one that takes every session for its own revision's. Knows no
+signatures: who releases here is trusted.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from paceline.sim.chance import Chance
 from paceline.sim.checks import Broken
 from paceline.sim.host import Host, Step
 from paceline.sim.reference import LAYERS
+from paceline.sim.revisions_judge import judge_choice, judge_end, judge_refusal, judge_rings, judge_session, ring_of
 from paceline.sim.revisions_members import Client, Confused, Known, Member, Node, reference_of, revision
 from paceline.sim.rider import Chooser, Rider, Tile
 from paceline.wire.errors import LevelUnmet
 from paceline.wire.ids import PeerId, Revision, SessionId, Span
 from paceline.wire.messages import PeerAddress
-from paceline.wire.releases import Release
+from paceline.wire.releases import Release, standing
 
 OFFER_S, TICK_S, ORPHAN_S = 12.0, 1.0, 10.0
 PATIENCE = Patience(turn_s=8.0, views_s=20.0, laggards_s=40.0)
@@ -46,6 +48,10 @@ class Swarm:
         self.cut: set[frozenset[PeerId]] = set()
         self.released: list[Release] = []
         self.released_at: dict[int, float] = {}
+        self.guarded: bytes | None = None
+        """What a canary stands beside, where its ring was whole and everybody knew of it when the canary came."""
+        self.tried: dict[str, int] = {}
+        """Sessions that began while a canary ran: on it, and on what it stands beside."""
         self.nodes: dict[PeerId, Node] = {}
         self.clients: dict[PeerId, Client] = {}
         self.answered: dict[str, int] = {}
@@ -108,7 +114,7 @@ class Swarm:
             if self.events > MOST_EVENTS:
                 raise Broken(6, f"{self.events} events by {self.now:.1f} s: something spins")
             call(*args)
-        self._judge_end()
+        judge_end(self)
 
     def reachable(self, a: PeerId, b: PeerId) -> bool:
         return frozenset((a, b)) not in self.cut
@@ -146,21 +152,44 @@ class Swarm:
 
     # --- releases and gossip
 
-    def release(self, number: int) -> None:
+    def release(self, number: int, share: float = 1.0) -> None:
         """A release appears at one node: where its publisher's machine is."""
-        made = Release("toy", revision(number), len(self.released) + 1, PUBLISHER)
+        before, _ = standing(self.released)
+        made = Release("toy", revision(number), len(self.released) + 1, PUBLISHER, share=share)
         self.released.append(made)
         self.released_at[made.sequence] = self.now
-        self.say(f"release {made.sequence}: revision {number}")
-        at = self.nodes[self.chance.pick(sorted(self.nodes))] if number else None
+        self.say(f"release {made.sequence}: revision {number} for {share:.0%}")
+        self._guard(made, before)
+        at = self.nodes[self.chance.pick(sorted(self.nodes))] if made.sequence > 1 else None
         for node in [at] if at else self.nodes.values():
             node.member.learn(made)
 
+    def _guard(self, made: Release, before: Release | None) -> None:
+        known = all(standing(node.member.heard)[0] == before for node in self.nodes.values())
+        if made.full or before is None:
+            self.guarded = None
+        elif self.guarded is None and known and ring_of(self, before.revision):
+            self.guarded = before.revision
+
     def _release_next(self) -> None:
-        used = {it.revision for it in self.released}
-        back = len(used) > 1 and self.chance.yes(0.3)
-        old = [n for n in range(len(used)) if revision(n) != self.released[-1].revision]
-        self.release(self.chance.pick(old) if back else len(used))
+        chance, (full, canary) = self.chance, standing(self.released)
+        assert full is not None
+        used = sorted({it.revision for it in self.released})
+        if canary is not None:
+            if chance.yes(0.4):
+                self.release(used.index(full.revision))
+            else:
+                self.release(used.index(canary.revision), chance.pick((1.0, 1.0, min(1.0, 3 * canary.share))))
+        elif chance.yes(0.5):
+            self.release(len(used), chance.pick((0.1, 0.3, 0.7)))
+        else:
+            old = [n for n, name in enumerate(used) if name != full.revision]
+            self.release(chance.pick(old) if old and chance.yes(0.3) else len(used))
+
+    @property
+    def full_releases(self) -> list[Release]:
+        """Those for everybody."""
+        return [it for it in self.released if it.full]
 
     def _node_tick(self, node: Node) -> None:
         member = node.member
@@ -179,30 +208,33 @@ class Swarm:
 
     def _look(self, node: Node, old: bytes) -> None:
         """The upgrade shell (node/upgrade.py) in small."""
-        new = node.member.frontier.newest
-        if new is None or new == old:
+        new = upgrading.aim(old, *standing(node.member.heard))
+        if new is None or not new.full:
             node.quiet.pop(old, None)
+        if new is None:
             return
         known = node.known_at.setdefault(new, self.now)
         quiet = node.quiet.get(old)
-        standing = Standing(
+        at = Standing(
             node.me,
             LAYERS,
             node.span,
             old,
-            new,
-            has_new=new in node.hosts,
+            new.revision,
+            has_new=new.revision in node.hosts,
             sessions=len(node.hosts[old].machines),
             known_s=self.now - known,
             quiet_s=None if quiet is None else self.now - quiet,
+            share=new.share,
         )
-        move = upgrading.decide(standing, node.member.holders(self.now), PATIENCE)
+        move = upgrading.decide(at, node.member.holders(self.now), PATIENCE)
         if move is Move.TAKE and node.taking is None:
-            node.taking = new
-            self.later(self.chance.between(0.5, 6.0), self._taken, node, new)
+            node.taking = new.revision
+            self.later(self.chance.between(0.5, 6.0), self._taken, node, new.revision)
         elif move is Move.QUIET:
             self.say(f"{node.me} is quiet about {old[:13]!r}")
             node.quiet[old] = self.now
+            judge_rings(self)
         elif move is Move.DROP:
             self.say(f"{node.me} drops {old[:13]!r}")
             node.quiet.pop(old)
@@ -269,24 +301,27 @@ class Swarm:
         holders = client.holders(self.now)
         names = sorted({row.revision for row in holders})
         whole = [name for name in names if upgrading.complete(name, LAYERS, holders)]
+        session = SessionId(f"{client.me}-{self._serial:010}".encode().ljust(16, b".")[:16])
         try:
-            chosen = revisions.choose(client.level, client.frontier, whole)
+            chosen = revisions.choose(client.level, client.frontier, whole, session)
         except LevelUnmet:
-            self._judge_refusal(client, whole)
+            judge_refusal(self, client, whole)
             self.refused[client.level.kind] = self.refused.get(client.level.kind, 0) + 1
             self.later(chance.between(0.5, 2.0), self._ask, client)
             return
-        self._judge_choice(client, chosen, whole)
-        self._begin(client, Revision(chosen), holders)
+        judge_choice(self, client, chosen, whole, session)
+        if (canary := client.frontier.canary) is not None and client.level.kind in ("available", "bounded"):
+            side = "on it" if chosen == canary else "beside it"
+            self.tried[side] = self.tried.get(side, 0) + 1
+        self._begin(client, session, Revision(chosen), holders)
 
-    def _begin(self, client: Client, chosen: Revision, holders: list[Holder]) -> None:
+    def _begin(self, client: Client, session: SessionId, chosen: Revision, holders: list[Holder]) -> None:
         made = reference_of(chosen, self.chance.below(40))
         edges = sorted({(row.span.start, row.span.end) for row in holders if row.revision == chosen})
         tiles = tuple(
             Tile(a, b, tuple(sorted({PeerId(r.peer) for r in holders if r.revision == chosen and r.span.start == a})))
             for a, b in edges
         )
-        session = SessionId(f"{client.me}-{self._serial:010}".encode().ljust(16, b".")[:16])
         request = Request(session, chosen, "toy", made.prompt, made.most, made.params, 512)
         chooser = Chooser([tiles], self.chance, lambda peer: self.reachable(client.me, peer))
         client.rider = Rider(client.me, Owner(request, self._serial, self.now), chooser, made, self.now)
@@ -303,7 +338,7 @@ class Swarm:
             lost, rider.wants_route = rider.wants_route, None
             self.later(0.02, self._routed, client, rider, lost)
         if rider.ended is not None:
-            self._judge_session(client, rider)
+            judge_session(self, client, rider)
             client.rider = None
             self.later(self.chance.between(0.1, 3.0), self._ask, client)
         elif rider.owner.next_deadline() != float("inf"):
@@ -317,63 +352,14 @@ class Swarm:
         if client.rider is rider and self.now >= rider.owner.next_deadline():
             self._act(client, rider.tick(self.now))
 
-    # --- verdicts: what the levels promise, judged by what the world knows
-
     @property
     def settled(self) -> bool:
+        """Whether nobody has been cut off for long."""
         return self.now - self.whole_since >= SETTLED_S
 
-    def _judge_choice(self, client: Client, chosen: bytes, whole: list[bytes]) -> None:
-        level = client.level
-        sequence = max((it.sequence for it in client.heard if it.revision == chosen), default=0)
-        newest = max((it.sequence for it in client.heard), default=0)
-        if chosen not in whole:
-            raise Broken(1, f"{client.me}: no complete ring of what {level} chose")
-        if level.kind == "pinned" and chosen != level.revision:
-            raise Broken(1, f"{client.me}: {level} runs on another revision")
-        if level.kind == "strong" and (sequence != newest or not sequence):
-            raise Broken(1, f"{client.me}: strong runs on release {sequence}, {newest} is known to it")
-        if level.kind == "bounded" and (newest - sequence > level.k or not sequence):
-            raise Broken(1, f"{client.me}: {level} runs on release {sequence}, {newest} is known to it")
-        better = [it.sequence for it in client.heard if it.revision in whole]
-        if level.kind != "pinned" and max(better, default=0) > sequence:
-            raise Broken(1, f"{client.me}: {level} runs on release {sequence}, {max(better)} is complete")
-        last = self.released[-1]
-        if level.kind == "strong" and self.settled and self._old(last) and chosen != last.revision:
-            raise Broken(1, f"{client.me}: strong missed release {last.sequence}, though nobody was cut off")
-
-    def _old(self, release: Release) -> bool:
+    def old(self, release: Release) -> bool:
         """Whether everybody has had the time to hear of it."""
         return self.now - self.released_at[release.sequence] >= SETTLED_S
-
-    def _judge_refusal(self, client: Client, whole: list[bytes]) -> None:
-        level = client.level
-        if level.kind == "available" and (whole or self.settled):
-            raise Broken(6, f"{client.me}: available was refused with {len(whole)} complete rings in view")
-        if level.kind == "pinned" and level.revision in whole:
-            raise Broken(6, f"{client.me}: {level} was refused though a ring serves it")
-
-    def _judge_session(self, client: Client, rider: Rider) -> None:
-        assert rider.ended is not None
-        kind, error = client.level.kind, rider.ended.error
-        if error is None:
-            self.answered[kind] = self.answered.get(kind, 0) + 1
-        elif client.began >= self.whole_since and not any(node.confused for node in self.nodes.values()):
-            raise Broken(6, f"{client.me}: a session of {kind} that nothing disturbed ends with {error.code}: {error}")
-
-    def _judge_end(self) -> None:
-        """All is whole for long: everybody knows the same, and all that follow hold the newest and nothing else."""
-        if self.now - self.whole_since < 100 or self.released[-1] not in set().union(
-            *(node.member.heard for node in self.nodes.values())
-        ):
-            return
-        frontiers = {tuple(sorted(it.member.frontier.ranks.items())) for it in self.nodes.values()}
-        if len(frontiers) > 1 and self.settled:
-            raise Broken(6, "frontiers have not converged")
-        last = self.released[-1].revision
-        for node in self.nodes.values():
-            if node.follows and last not in node.hosts:
-                raise Broken(6, f"{node.me} has not taken up the last release")
 
     def say(self, text: str) -> None:
         """For a replay that is watched."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import trio
 
 from paceline.client.core import ClientCore
+from paceline.client.levels import Frontiers
 from paceline.client.options import GenerateOptions
 from paceline.client.stream import Stream
 from paceline.client.swarm import Swarm
@@ -96,7 +97,9 @@ class ToySwarm:
         return next(name for name, node in self.nodes.items() if node.me == peer)
 
     @asynccontextmanager
-    async def client(self, limits: OwnerLimits | None = None) -> AsyncIterator[ClientCore]:
+    async def client(
+        self, limits: OwnerLimits | None = None, frontiers: Frontiers | None = None
+    ) -> AsyncIterator[ClientCore]:
         """A client of this swarm."""
         identity = Identity.ephemeral()
         swarm = Swarm(
@@ -104,7 +107,7 @@ class ToySwarm:
             MemoryDirectory(self.swarm, identity),
             unix_time=self.swarm.clock,
         )
-        core = ClientCore(swarm, Store(self.folder / "store"), limits)
+        core = ClientCore(swarm, Store(self.folder / "store"), limits, frontiers)
         async with core.run():
             yield core
 

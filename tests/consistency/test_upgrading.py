@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import ceil
 from random import Random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paceline.consistency.upgrading import Holder, Move, Patience, Standing, complete, decide, replicas
+from paceline.consistency.upgrading import Holder, Move, Patience, Standing, aim, complete, decide, replicas
 from paceline.wire.ids import Span
+from paceline.wire.releases import Release
 
 OLD, NEW = b"o" * 32, b"n" * 32
 PATIENCE = Patience(turn_s=60.0, views_s=20.0, laggards_s=300.0)
@@ -54,6 +56,61 @@ def test_the_old_revision_is_offered_until_everybody_has_the_new_one() -> None:
 def test_it_goes_when_nobody_rides_and_no_view_shows_it() -> None:
     for sessions, quiet_s, move in ((1, 900.0, Move.WAIT), (0, 19.0, Move.WAIT), (0, 20.0, Move.DROP)):
         assert decide(at(has_new=True, sessions=sessions, quiet_s=quiet_s), [], PATIENCE) is move
+
+
+def test_a_canary_is_taken_up_by_as_many_as_its_share_asks_for() -> None:
+    four = [held(name) for name in "abcd"]
+    assert decide(at("a", share=0.1), four, PATIENCE) is Move.TAKE
+    assert decide(at("b", share=0.1), four, PATIENCE) is Move.WAIT
+    one = [*four, held("a", NEW)]
+    assert decide(at("b", share=0.25, known_s=900.0), one, PATIENCE) is Move.WAIT
+    assert decide(at("b", share=0.26), one, PATIENCE) is Move.TAKE
+    assert decide(at("c", share=0.26), one, PATIENCE) is Move.WAIT
+    assert decide(at("b", share=0.26, last_s=1.0), one, PATIENCE) is Move.WAIT
+
+
+def test_nobody_is_quiet_about_what_a_canary_stands_beside() -> None:
+    everybody = [held("a"), held("a", NEW, Span(0, 12)), held("b"), held("b", NEW)]
+    assert decide(at("a", has_new=True, share=0.9, known_s=9999.0), everybody, PATIENCE) is Move.WAIT
+    assert decide(at("a", has_new=True), everybody, PATIENCE) is Move.QUIET
+
+
+def test_what_a_service_is_to_become() -> None:
+    full, canary = Release("toy", OLD, 1, b"p" * 32), Release("toy", NEW, 2, b"p" * 32, share=0.1)
+    older = b"x" * 32
+    assert aim(OLD, full, canary) == canary
+    assert aim(NEW, full, canary) is None
+    assert aim(older, full, canary) == full
+    assert aim(OLD, full, None) is None
+    assert aim(NEW, full, None) == full
+    assert aim(older, None, canary) == canary
+    assert aim(older, None, None) is None
+
+
+@settings(max_examples=25)
+@given(
+    spans=st.lists(st.sampled_from([*SPANS, Span(0, 8), Span(4, 12), Span(0, 12)]), min_size=1, max_size=9),
+    share=st.sampled_from([0.01, 0.3, 0.5, 0.99]),
+    seed=st.integers(0, 10**6),
+)
+def test_a_canary_finds_a_ring_and_no_more_holders_than_it_needs(spans: list[Span], share: float, seed: int) -> None:
+    nodes = {f"n{k}": span for k, span in enumerate(spans)}
+    new: set[str] = set()
+    dice = Random(seed)
+    rows = [held(name, OLD, span) for name, span in nodes.items()]
+    for now in range(0, 1800, 3):
+        name = dice.choice(sorted(nodes))
+        holders = [*rows, *(held(other, NEW, nodes[other]) for other in sorted(new))]
+        move = decide(at(name, nodes[name], has_new=name in new, known_s=float(now), share=share), holders, PATIENCE)
+        assert move in (Move.TAKE, Move.WAIT)
+        if move is Move.TAKE:
+            have = replicas(NEW, nodes[name], holders)
+            old = replicas(OLD, nodes[name], rows)
+            assert any(n < max(1, ceil(share * of)) for n, of in zip(have, old, strict=True))
+            new.add(name)
+    have = replicas(NEW, Span(0, 12), [held(other, NEW, nodes[other]) for other in sorted(new)])
+    old = replicas(OLD, Span(0, 12), rows)
+    assert all(n >= ceil(share * of) for n, of in zip(have, old, strict=True))
 
 
 @settings(max_examples=25)

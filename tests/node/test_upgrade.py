@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import trio
 
+from paceline.cli.status import behind
 from paceline.client.levels import Frontiers
 from paceline.consistency.upgrading import Patience
 from paceline.engine.toy import ToyModel, ToyShard, generate
+from paceline.gateway.metrics import Metrics
 from paceline.net.identity import Identity
 from paceline.node.node import Node
 from paceline.node.services import LoadedService
+from paceline.node.staleness import Watch
 from paceline.node.upgrade import UpgradeConfig, Upgrader
 from paceline.node.weights import Weights
 from paceline.node.weights_fetch import Fetcher
@@ -60,11 +64,11 @@ class Lab:
         self.store = Store(folder / "shared")
         self.upgraders: dict[str, Upgrader] = {}
 
-    def publish(self, fill: int) -> Revision:
+    def publish(self, fill: int, share: float = 1.0) -> Revision:
         made = manifest(self.store, fill)
         self.store.put_manifest(made)
         releases = Releases(self.store, Trust((Rule(PUBLISHER.public),)))
-        releases.publish(PUBLISHER, made, self.swarm.swarm.clock())
+        releases.publish(PUBLISHER, made, self.swarm.swarm.clock(), share)
         return made.revision
 
     async def node(self, name: str, span: tuple[int, int], revision: Revision, *, follows: bool = True) -> None:
@@ -192,6 +196,109 @@ async def test_going_back_is_a_newer_release_of_older_weights(autojump_clock: ob
         with trio.fail_after(100):
             while lab.revisions() != {first}:
                 await trio.sleep(0.5)
+
+
+async def test_a_canary_runs_beside_the_old_ring_is_tried_by_its_share_and_ends(
+    autojump_clock: object, tmp_path: Path
+) -> None:
+    async with toy_swarm(tmp_path) as swarm:
+        lab = Lab(swarm, tmp_path)
+        first = lab.publish(1)
+        for number, span in enumerate(SPANS * 2):
+            await lab.node(f"n{number}", span, first)
+        async with swarm.client() as core:
+
+            async def tried(seeds: range, level: str = "available") -> dict[int, bytes]:
+                found = {}
+                for seed in seeds:
+                    stream = await core.generate([1, seed], options(max_tokens=2, seed=seed, consistency=level))
+                    await collect(stream)
+                    found[seed] = bytes.fromhex(stream.result().revision)
+                return found
+
+            second = lab.publish(2, 0.3)
+            with trio.fail_after(100):
+                while set((await tried(range(12))).values()) != {first, second}:
+                    await trio.sleep(0.5)
+            await trio.sleep(30)
+            held = [{it.revision for it in node.table.services} for node in swarm.nodes.values()]
+            assert all(first in it for it in held)
+            assert sum(second in it for it in held) == 3
+            seen = await tried(range(40))
+            frontier = core.frontiers.frontier("toy")
+            assert {seed for seed, it in seen.items() if it == second} == {
+                seed for seed in range(40) if frontier.drawn(f"seed {seed}".encode())
+            }
+            assert set(seen.values()) == {first, second}
+            assert set((await tried(range(12), "strong")).values()) == {first}
+            assert set((await tried(range(2), f"pinned({second.hex()})")).values()) == {second}
+            assert lab.publish(1) == first
+            with trio.fail_after(100):
+                while lab.revisions() != {first}:
+                    await trio.sleep(0.5)
+            assert set((await tried(range(12))).values()) == {first}
+            lab.publish(2, 0.3)
+            await trio.sleep(20)
+            lab.publish(2)
+            with trio.fail_after(200):
+                while lab.revisions() != {second}:
+                    await trio.sleep(0.5)
+            assert set((await tried(range(12), "strong")).values()) == {second}
+
+
+async def test_who_is_quiet_is_heard_again_when_its_publisher_comes_back_to_it(
+    autojump_clock: object, tmp_path: Path
+) -> None:
+    async with toy_swarm(tmp_path) as swarm:
+        lab = Lab(swarm, tmp_path)
+        first = lab.publish(1)
+        await lab.node("whole", (0, 12), first)
+        lab.publish(2)
+        node = swarm.nodes["whole"]
+        with trio.fail_after(100):
+            while not node.unannounced:
+                await trio.sleep(0.5)
+        assert lab.publish(1) == first
+        await trio.sleep(60)
+        assert not node.unannounced
+        assert lab.revisions() == {first}
+
+
+async def test_a_node_that_stays_behind_says_so_and_so_does_its_client(
+    autojump_clock: object, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with toy_swarm(tmp_path) as swarm:
+        lab = Lab(swarm, tmp_path)
+        first = lab.publish(1)
+        await lab.node("whole", (0, 12), first, follows=False)
+        watch = Watch(swarm.nodes["whole"], lab.upgraders["whole"].weights, 60.0)
+        swarm.nursery.start_soon(watch.run)
+        async with swarm.client(frontiers=Frontiers(stale_after_s=60.0)) as core:
+
+            async def asked() -> list[int]:
+                await collect(await core.generate([1], options(max_tokens=1)))
+                return [lag.releases for lag in core.frontiers.lags()]
+
+            assert await asked() == [0]
+            lab.publish(2)
+            await trio.sleep(20)
+            assert await asked() == [1]
+            assert not any(lag["overdue"] for lag in watch.account())
+            assert [lag["releases"] for lag in watch.account()] == [1]
+            caplog.clear()
+            await trio.sleep(90)
+            assert await asked() == [1]
+            assert await asked() == [1]
+            said = [(record.name, record.getMessage()) for record in caplog.records if record.levelname == "WARNING"]
+            assert said == [("paceline.node", "revision behind"), ("paceline.client", "revision behind")]
+            (line,) = behind([{"peer": "x" * 20 + "thispeer", "behind": watch.account()}, {"peer": "silent"}])
+            assert re.search(r"thispeer is behind.*toy [0-9a-f]{12} by 1 release for [12] min", line)
+            page = Metrics(core.frontiers.lags).page().decode()
+            assert f'paceline_revision_behind{{model="toy",revision="{first.hex()[:12]}"}} 1.0' in page
+            lab.publish(1)
+            await trio.sleep(10)
+            assert await asked() == [0]
+            assert [lag["overdue"] for lag in watch.account()] == [False]
 
 
 async def test_a_failure_on_the_way_leaves_the_node_where_it_was(autojump_clock: object, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from paceline.store.manifest import Block, Manifest
 from paceline.store.releases import Releases, adopt_local, decode, encode, sign, verify
 from paceline.store.store import Store
 from paceline.store.trust import Rule, Trust
-from paceline.wire.codec import encode_header
+from paceline.wire.codec import decode_header, encode_header
 from paceline.wire.errors import (
     ForgedManifest,
     InvalidRequest,
@@ -30,8 +30,10 @@ from paceline.wire.releases import MAX_RELEASE_BYTES, Release, SignedRelease
 ANN, BOB = Identity.ephemeral(), Identity.ephemeral()
 
 
-def release(sequence: int = 1, *, by: Identity = ANN, name: str = "toy", fill: int = 1) -> SignedRelease:
-    return sign(by, Release(name, bytes([fill]) * 32, sequence, by.public))
+def release(
+    sequence: int = 1, *, by: Identity = ANN, name: str = "toy", fill: int = 1, share: float = 1.0
+) -> SignedRelease:
+    return sign(by, Release(name, bytes([fill]) * 32, sequence, by.public, share=share))
 
 
 def shelf(folder: Path, *rules: Rule) -> Releases:
@@ -74,7 +76,7 @@ def test_a_release_comes_back_as_it_was_signed(tmp_path: Path) -> None:
 
 
 def test_the_longest_release_fits() -> None:
-    full = Release("é" * 128, bytes(32), (1 << 48) - 1, bytes(32), bytes(32), 1e11)
+    full = Release("é" * 128, bytes(32), (1 << 48) - 1, bytes(32), bytes(32), 1e11, 0.1)
     assert len(encode_header(full)) <= MAX_RELEASE_BYTES
 
 
@@ -181,6 +183,73 @@ def test_a_built_in_revision_needs_no_publisher(tmp_path: Path) -> None:
     releases = Releases(Store(tmp_path), Trust((), frozenset((bytes(32),))))
     assert releases.resolve(bytes(32).hex()) == bytes(32)
     assert releases.resolve(bytes([1] * 32).hex()) is None
+
+
+# --- canaries
+
+
+def test_a_canary_runs_beside_the_release_for_everybody_in_whatever_order_they_are_heard(tmp_path: Path) -> None:
+    for name, order in (("a", (0, 1)), ("b", (1, 0))):
+        releases = shelf(tmp_path / name)
+        both = (release(4, fill=1), release(5, fill=2, share=0.1))
+        for at in order:
+            assert releases.take(both[at])
+        full, canary = releases.standing("toy")
+        assert (full, canary) == (verify(both[0]), verify(both[1]))
+        assert releases.resolve("toy") == bytes([1]) * 32
+        assert releases.newest("toy") == both[1]
+        with pytest.raises(ReplayedRelease):
+            releases.take(release(3, fill=3))
+        with pytest.raises(ReplayedRelease):
+            releases.take(release(4, fill=3, share=0.5))
+
+
+@pytest.mark.parametrize(("fill", "now"), [(2, 2), (1, 1), (3, 3)])
+def test_any_newer_release_for_everybody_ends_a_canary(tmp_path: Path, fill: int, now: int) -> None:
+    """Promoted, taken back, or passed over."""
+    releases = shelf(tmp_path)
+    for signed in (release(1, fill=1), release(2, fill=2, share=0.1), release(3, fill=fill)):
+        releases.take(signed)
+    full, canary = releases.standing("toy")
+    assert full is not None
+    assert full.revision == bytes([now]) * 32
+    assert canary is None
+    with pytest.raises(ReplayedRelease):
+        releases.take(release(2, fill=2, share=0.1))
+
+
+def test_who_knows_no_canaries_finds_a_forgery_and_no_release_for_everybody() -> None:
+    canary = release(2, share=0.25)
+    assert verify(canary).share == 0.25
+    plain = sign(ANN, Release("toy", bytes([1]) * 32, 2, ANN.public))
+    for body, signature in ((canary.body, plain.signature), (plain.body, canary.signature)):
+        with pytest.raises(ForgedManifest):
+            verify(SignedRelease(body, signature))
+    older = msgspec.msgpack.encode(msgspec.msgpack.decode(plain.body)[:6])
+    assert decode_header(older, Release).full
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.5, float("nan"), float("inf")])
+def test_a_share_is_above_nothing_and_at_most_everybody(share: float) -> None:
+    with pytest.raises(Malformed):
+        verify(release(2, share=share))
+
+
+def test_publishing_a_canary_and_what_becomes_of_it(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    releases = Releases(store, Trust((Rule(ANN.public),)))
+    old = model(store)
+    new = msgspec.structs.replace(old, max_context=16)
+    with pytest.raises(InvalidRequest, match="beside"):
+        releases.publish(ANN, new, 0.0, 0.1)
+    releases.publish(ANN, old, 0.0)
+    with pytest.raises(InvalidRequest, match="for everybody already"):
+        releases.publish(ANN, old, 0.0, 0.1)
+    steps = [
+        releases.publish(ANN, made, 0.0, share) for made, share in ((new, 0.1), (new, 0.1), (new, 0.5), (new, 1.0))
+    ]
+    assert [(verify(it).sequence, verify(it).share) for it in steps] == [(2, 0.1), (2, 0.1), (3, 0.5), (4, 1.0)]
+    assert releases.resolve("toy") == new.revision
 
 
 # --- edited revisions
