@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from paceline.cli.console import console, progress
+from paceline.cli.keeping import StoreGb
 
 if TYPE_CHECKING:
     from paceline.node.daemon import DaemonConfig
@@ -117,6 +118,7 @@ def node(
     follow: Follow = True,
     upload_mb_s: Annotated[float, typer.Option(help="Most that weights may take of the uplink, MB/s; 0: all.")] = 0.0,
     download_mb_s: Annotated[float, typer.Option(help="Most that fetching weights may take, MB/s; 0: all.")] = 0.0,
+    store_gb: StoreGb = 0.0,
     room_gb: RoomGb = 0.0,
     move: Move = False,
     region: Region = "",
@@ -204,6 +206,7 @@ def _config(given: dict[str, Any]) -> DaemonConfig:
         trust=tuple(given["trust"] or ()),
         follow=given["follow"],
         download_bytes_per_s=given["download_mb_s"] * 1e6,
+        store_bytes=int(given["store_gb"] * 1e9),
         room_bytes=given["room_gb"] * 1e9,
         moves=given["move"],
         **{name: given[name] for name in same},

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from paceline.cli.console import console, progress
+from paceline.cli.keeping import StoreGb
 
 if TYPE_CHECKING:
     from paceline.net.identity import Identity
@@ -29,6 +30,7 @@ def publish(
         list[str] | None,
         typer.Option(help="N=FILE: take decoder layer N from this safetensors file, for an edited revision."),
     ] = None,
+    store_gb: StoreGb = 0.0,
     home: Annotated[Path | None, typer.Option(help="Where models lie.", envvar="PACELINE_HOME")] = None,
 ) -> None:
     """Publish a revision of a model: verified blocks, a manifest, and a release signed by this machine's key.
@@ -47,9 +49,10 @@ def publish(
     from paceline.client.connect import home_folder
 
     root = home_folder(home)
-    store, releases, identity = opened(root)
+    store, releases, identity = opened(root, store_gb)
     before = {path.name for path in (store.root / "blocks").iterdir()}
     manifest = _manifest(store, source, name, layer or [])
+    store.lease.hold(manifest.revision)
     store.put_manifest(manifest)
     release = releases.publish(identity, manifest, time.time())
     say(manifest, releases, before)
@@ -57,7 +60,7 @@ def publish(
     assert release is not None
 
 
-def opened(root: Path) -> tuple[Store, Releases, Identity]:
+def opened(root: Path, store_gb: float = 0.0) -> tuple[Store, Releases, Identity]:
     """This machine's store, the releases it believes, and the key it signs with (made on first use)."""
     from paceline.engine import default_model
     from paceline.net.identity import Identity
@@ -65,7 +68,10 @@ def opened(root: Path) -> tuple[Store, Releases, Identity]:
     from paceline.store.releases import Releases
     from paceline.store.store import Store
 
-    store, identity = Store(root / "store"), Identity.load_or_create(root / "identities" / PUBLISHER)
+    store, identity = (
+        Store(root / "store", int(store_gb * 1e9)),
+        Identity.load_or_create(root / "identities" / PUBLISHER),
+    )
     believed = trust.load(root, own=identity.public, revisions=[bytes.fromhex(default_model.REVISION)])
     return store, Releases(store, believed), identity
 

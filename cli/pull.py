@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from paceline.cli.console import progress
+from paceline.cli.keeping import StoreGb
 
 
 def pull(
@@ -16,6 +17,7 @@ def pull(
         "smollm2-135m-instruct"
     ),
     name: Annotated[str, typer.Option(help="Name in the store, for a folder or file.")] = "",
+    store_gb: StoreGb = 0.0,
     home: Annotated[Path | None, typer.Option(help="Where models lie.", envvar="PACELINE_HOME")] = None,
 ) -> None:
     """Bring a model into the local store: fetched, converted once to verified blocks, named by its hash."""
@@ -23,7 +25,7 @@ def pull(
     from paceline.client.connect import home_folder
     from paceline.engine import default_model
 
-    store, releases, identity = opened(home_folder(home))
+    store, releases, identity = opened(home_folder(home), store_gb)
     before = {path.name for path in (store.root / "blocks").iterdir()}
     with progress() as report:
         if model == default_model.NAME:
@@ -35,6 +37,7 @@ def pull(
             path = Path(model)
             named = name or path.stem.lower()
             manifest = build(store, open_source(path), named, lambda done, total: report("convert", done, total))
+            store.lease.hold(manifest.revision)
             store.put_manifest(manifest)
     releases.publish(identity, manifest, time.time())
     say(manifest, releases, before)

@@ -16,6 +16,7 @@ from paceline.consistency.upgrading import Holder, Move, Patience, Standing, dec
 from paceline.node.node import Node
 from paceline.node.services import LoadedService
 from paceline.node.weights import Weights
+from paceline.store.errors import StoreError
 from paceline.store.manifest import Manifest
 from paceline.wire.errors import PacelineError
 from paceline.wire.ids import Revision
@@ -68,6 +69,18 @@ class Upgrader:
                 await self._node.offering.announce()
             for service in list(self._node.table.services):
                 await self._look(service, offers)
+            self._hold()
+
+    def _hold(self) -> None:
+        """The store keeps what is served here and what a name that is followed means now; the rest may go."""
+        served = self._node.table.services
+        wanted = {it.revision for it in served} | {self._weights.releases.resolve(it.model) for it in served}
+        try:
+            self._weights.store.lease.hold_exactly(it for it in wanted if it is not None)
+        except StoreError as error:
+            self.trouble["store"] = f"{error.code}: {error}"
+        else:
+            self.trouble.pop("store", None)
 
     async def _look(self, service: LoadedService, offers: Sequence[Offer]) -> None:
         new = self._weights.releases.resolve(service.model)

@@ -52,6 +52,7 @@ class Joiner:
         revision = self._revision()
         if revision is None:
             return self.config if self._alone and self.config.model in _DEFAULT else None
+        self.weights.store.lease.hold(revision)
         try:
             manifest = self.weights.store.manifest(revision)
         except ModelNotFound:
@@ -68,6 +69,8 @@ class Joiner:
 
     async def load(self, config: LoadConfig) -> LoadedService:
         """On the engine's thread. Raises as `engine.loading.load_service`."""
+        if config.model in _DEFAULT:
+            self.weights.store.lease.hold(Revision(bytes.fromhex(default_model.REVISION)))
         loaded: Loaded = await self._engine.run(load_service, self.weights.store, config, self._report)
         measured = msgspec.structs.replace(loaded.measured, fixed_s=await handoff_s(self._engine))
         grammars = self._grammars(loaded.revision)
