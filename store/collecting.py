@@ -142,14 +142,16 @@ def _names(manifest: Manifest) -> set[str]:
 
 
 def _sizes(root: Path) -> dict[str, int]:
-    """Bytes on the disk by block; of those under way what has landed of them."""
+    """Bytes on the disk by block; of those under way what has landed of them, maps not counted."""
     sizes: dict[str, int] = {}
-    for folder in ("blocks", "partial"):
-        for name in _files(root / folder):
-            with suppress(FileNotFoundError):  # completed meanwhile
-                seen = (root / folder / name).stat()
-                whole = seen.st_size if folder == "blocks" else min(seen.st_size, seen.st_blocks * 512)
-                sizes[name[:64]] = sizes.get(name[:64], 0) + (0 if "." in name else whole)  # a map is next to nothing
+    for name in _files(root / "partial"):
+        with suppress(FileNotFoundError):  # completed meanwhile
+            seen = (root / "partial" / name).stat()
+            sizes[name[:64]] = max(
+                sizes.get(name[:64], 0), 0 if "." in name else min(seen.st_size, seen.st_blocks * 512)
+            )
+    for name in _files(root / "blocks"):
+        sizes[name] = (root / "blocks" / name).stat().st_size
     return sizes
 
 
@@ -174,6 +176,8 @@ def _perform(root: Path, decision: Decision) -> None:
         (root / "verified" / block).unlink(missing_ok=True)
         (root / "blocks" / block).unlink(missing_ok=True)
         _forget_partial(root, block)
+    for block in {name[:64] for name in _files(root / "partial")} & {*_files(root / "blocks")}:
+        _forget_partial(root, block)  # it came in another way
     here = set(_files(root / "manifests"))
     for folder in ("pins", "used"):
         for name in set(_files(root / folder)) - here:

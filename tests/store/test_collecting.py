@@ -231,7 +231,7 @@ def test_nothing_that_is_needed_is_lost(
     monkeypatch.setattr(os, "fsync", lambda handle: None)
     SharedStore.folder = staticmethod(lambda: tmp_path_factory.mktemp("store"))
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        SharedStore, settings=settings(max_examples=40, stateful_step_count=25, deadline=None)
+        SharedStore, settings=settings(max_examples=30, stateful_step_count=25, deadline=None)
     )
 
 
