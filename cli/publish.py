@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from paceline.cli.console import console, progress
+from paceline.cli.console import Report, console, progress
 from paceline.cli.keeping import StoreGb
 
 if TYPE_CHECKING:
@@ -23,7 +23,11 @@ PUBLISHER = "publisher"
 
 def publish(
     source: Annotated[
-        str, typer.Argument(help="A Hugging Face folder, a GGUF file, or a model or revision of this machine's store.")
+        str,
+        typer.Argument(
+            help="A Hugging Face folder, a GGUF file, a model of a hub (org/name@revision), or a model or revision of "
+            "this machine's store."
+        ),
     ],
     name: Annotated[str, typer.Option(help="Name to publish under; the source's own unless given.")] = "",
     layer: Annotated[
@@ -41,6 +45,8 @@ def publish(
     Examples:
 
       paceline publish ./my-model --name team/chat
+
+      paceline publish org/name@main --name team/chat          # from a hub (HF_ENDPOINT, HF_TOKEN)
 
       paceline publish team/chat --layer 7=layer7.safetensors
 
@@ -97,18 +103,40 @@ def _manifest(store: Store, source: str, name: str, layers: list[str]) -> Manife
     from paceline.store.editing import edited
 
     with progress() as report:
-        path = Path(source)
-        if path.exists():
-            from paceline.engine.convert import open_source
-            from paceline.engine.source import build
-
-            named = name or path.stem.lower()
-            base = build(store, open_source(path), named, lambda done, total: report("convert", done, total))
-        elif source == default_model.NAME:
+        if source == default_model.NAME and not Path(source).exists():
             base = default_model.ensure(store, report)
         else:
-            base = store.manifest(source)
+            base = _here(store, source) or converted(store, source, name, report)
         return edited(store, base, _files(layers), name)
+
+
+def _here(store: Store, source: str) -> Manifest | None:
+    """A model or revision of the store, unless there is a file or folder of that name. Raises CorruptBlock."""
+    from paceline.engine import hub
+    from paceline.wire.errors import ModelNotFound
+
+    if Path(source).exists():
+        return None
+    try:
+        return store.manifest(source)
+    except ModelNotFound:
+        if hub.parse(source) is None:
+            raise
+    return None
+
+
+def converted(store: Store, source: str, name: str, report: Report) -> Manifest:
+    """A folder, a file, or a model of a hub, as blocks in the store; the manifest is not stored."""
+    from paceline.engine.refill import folder_of
+
+    path = folder_of(source, report)
+    if not Path(source).exists():
+        console.print(f"{source} is commit {path.name[:12]} of the hub", soft_wrap=True)
+    from paceline.engine.convert import open_source
+    from paceline.engine.source import build
+
+    named = name or (path.stem.lower() if Path(source).exists() else source.partition("@")[0].lower())
+    return build(store, open_source(path), named, lambda done, total: report("convert", done, total))
 
 
 def _files(layers: list[str]) -> dict[int, Path]:

@@ -81,6 +81,8 @@ class DaemonConfig:
     """Of weights, from all peers together; 0: no limit."""
     store_bytes: int = 0
     """Of blocks in this machine's store, with those of its other processes; 0: what the disk has."""
+    source: str = ""
+    """A folder, GGUF file or hub id, for blocks that no peer sends; empty: none."""
     room_bytes: float = 0.0
     """Memory for weights, where the node chooses its span; 0: half of what is free."""
     moves: bool = False
@@ -116,7 +118,7 @@ async def _serve(
             nursery.start_soon(_watch_stdin, leaving)
         weights = _weights(config, identity, store)
         alone = not config.bootstrap
-        joiner = Joiner(weights, engine, config.load, report, alone=alone, shadow=config.shadow)
+        joiner = Joiner(weights, engine, config.load, report, alone=alone, shadow=config.shadow, source=config.source)
         placed = config.load.span == AUTO
         here = None if placed else await trio.to_thread.run_sync(joiner.here)
         services = [] if here is None else [await joiner.load(here)]
