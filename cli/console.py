@@ -19,6 +19,7 @@ _WORDS = {
     "download": "fetching the model",
     "verify": "verifying",
     "convert": "converting once",
+    "source": "converting the source again",
     "fetch": "fetching blocks from peers",
     "load": "loading the span",
     "measure": "measuring this machine",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from paceline.cli.console import console, progress
+from paceline.cli.keeping import StoreGb
 
 if TYPE_CHECKING:
     from paceline.node.daemon import DaemonConfig
@@ -79,6 +80,14 @@ Shadow = Annotated[
     bool, typer.Option(help="Also stand by for others who hold this span: their failure then costs a blink.")
 ]
 RoomGb = Annotated[float, typer.Option(help="Memory for weights, where the span is `auto`; 0: half of what is free.")]
+Source = Annotated[
+    str,
+    typer.Option(
+        help="A Hugging Face folder, GGUF file or hub id (org/name@revision) for blocks that no peer sends; they are "
+        "taken only if they have the hashes that the manifest names."
+    ),
+]
+Numbers = Annotated[str, typer.Option(help="Numbers to compute in: f32, bf16, f16; auto: bf16 on a GPU, else f32.")]
 Region = Annotated[str, typer.Option(help="Where this machine stands, for clients who ask for certain regions.")]
 Move = Annotated[
     bool, typer.Option(help="With `auto`: change to other layers later, where the swarm gains a tenth by it.")
@@ -103,9 +112,7 @@ def node(
     home: Annotated[Path | None, typer.Option(help="Where models and identity lie.", envvar="PACELINE_HOME")] = None,
     name: Annotated[str, typer.Option(help="Which identity of this machine to use.")] = "node",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto: a GPU where there is one.")] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="Numbers to compute in: f32, bf16, f16; auto: bf16 on a GPU, else f32.")
-    ] = "auto",
+    dtype: Numbers = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads for the model; 0: all cores.")] = 0,
     kv_positions: Annotated[int, typer.Option(help="Room for KV in memory, in positions.")] = 65_536,
     weights: WeightsForm = "f32",
@@ -121,6 +128,8 @@ def node(
     stale_after: StaleAfter = 600.0,
     upload_mb_s: Annotated[float, typer.Option(help="Most that weights may take of the uplink, MB/s; 0: all.")] = 0.0,
     download_mb_s: Annotated[float, typer.Option(help="Most that fetching weights may take, MB/s; 0: all.")] = 0.0,
+    store_gb: StoreGb = 0.0,
+    source: Source = "",
     room_gb: RoomGb = 0.0,
     move: Move = False,
     region: Region = "",
@@ -181,7 +190,7 @@ def _config(given: dict[str, Any]) -> DaemonConfig:
     from paceline.store.store import default_root
 
     home = given["home"] or default_root().parent
-    same = ("ready_file", "until_stdin_closes", "shadow", "link_profile", "crash_on_usr1", "metrics")
+    same = ("ready_file", "until_stdin_closes", "shadow", "link_profile", "crash_on_usr1", "metrics", "source")
     loading = ("model", "span", "device", "dtype", "threads", "kv_positions", "kv_spilled", "weights")
     return DaemonConfig(
         home=home,
@@ -209,6 +218,7 @@ def _config(given: dict[str, Any]) -> DaemonConfig:
         follow=given["follow"],
         stale_after_s=given["stale_after"],
         download_bytes_per_s=given["download_mb_s"] * 1e6,
+        store_bytes=int(given["store_gb"] * 1e9),
         room_bytes=given["room_gb"] * 1e9,
         moves=given["move"],
         **{name: given[name] for name in same},

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from paceline.cli.console import console, progress
+from paceline.cli.console import Report, console, progress
+from paceline.cli.keeping import StoreGb
 from paceline.wire.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -24,7 +25,11 @@ PUBLISHER = "publisher"
 
 def publish(
     source: Annotated[
-        str, typer.Argument(help="A Hugging Face folder, a GGUF file, or a model or revision of this machine's store.")
+        str,
+        typer.Argument(
+            help="A Hugging Face folder, a GGUF file, a model of a hub (org/name@revision), or a model or revision of "
+            "this machine's store."
+        ),
     ],
     name: Annotated[str, typer.Option(help="Name to publish under; the source's own unless given.")] = "",
     layer: Annotated[
@@ -45,6 +50,7 @@ def publish(
         bool,
         typer.Option("--withdraw", help="SOURCE is a name: end its canary, by releasing the present revision again."),
     ] = False,
+    store_gb: StoreGb = 0.0,
     home: Annotated[Path | None, typer.Option(help="Where models lie.", envvar="PACELINE_HOME")] = None,
 ) -> None:
     """Publish a revision of a model: verified blocks, a manifest, and a release signed by this machine's key.
@@ -55,6 +61,8 @@ def publish(
     Examples:
 
       paceline publish ./my-model --name team/chat
+
+      paceline publish org/name@main --name team/chat          # from a hub (HF_ENDPOINT, HF_TOKEN)
 
       paceline publish team/chat --layer 7=layer7.safetensors
 
@@ -68,7 +76,7 @@ def publish(
 
     share = _share(canary, alone=not (promote or withdraw))
     root = home_folder(home)
-    store, releases, identity = opened(root)
+    store, releases, identity = opened(root, store_gb)
     before = {path.name for path in (store.root / "blocks").iterdir()}
     if promote or withdraw:
         if promote == withdraw or name or layer:
@@ -76,6 +84,7 @@ def publish(
         manifest = store.manifest(_ending(releases, source, promote=promote))
     else:
         manifest = _manifest(store, source, name, layer or [])
+    store.lease.hold(manifest.revision)
     releases.publish(identity, manifest, time.time(), share)
     # What a name means on this machine is what everybody gets: a canary has its release only.
     store.put_manifest(manifest, name=share >= 1.0)
@@ -104,7 +113,7 @@ def _ending(releases: Releases, name: str, *, promote: bool) -> Revision:
     return Revision(canary.revision if promote else full.revision)
 
 
-def opened(root: Path) -> tuple[Store, Releases, Identity]:
+def opened(root: Path, store_gb: float = 0.0) -> tuple[Store, Releases, Identity]:
     """This machine's store, the releases it believes, and the key it signs with (made on first use)."""
     from paceline.engine import default_model
     from paceline.net.identity import Identity
@@ -112,7 +121,10 @@ def opened(root: Path) -> tuple[Store, Releases, Identity]:
     from paceline.store.releases import Releases
     from paceline.store.store import Store
 
-    store, identity = Store(root / "store"), Identity.load_or_create(root / "identities" / PUBLISHER)
+    store, identity = (
+        Store(root / "store", int(store_gb * 1e9)),
+        Identity.load_or_create(root / "identities" / PUBLISHER),
+    )
     believed = trust.load(root, own=identity.public, revisions=[bytes.fromhex(default_model.REVISION)])
     return store, Releases(store, believed), identity
 
@@ -140,18 +152,40 @@ def _manifest(store: Store, source: str, name: str, layers: list[str]) -> Manife
     from paceline.store.editing import edited
 
     with progress() as report:
-        path = Path(source)
-        if path.exists():
-            from paceline.engine.convert import open_source
-            from paceline.engine.source import build
-
-            named = name or path.stem.lower()
-            base = build(store, open_source(path), named, lambda done, total: report("convert", done, total))
-        elif source == default_model.NAME:
+        if source == default_model.NAME and not Path(source).exists():
             base = default_model.ensure(store, report)
         else:
-            base = store.manifest(source)
+            base = _here(store, source) or converted(store, source, name, report)
         return edited(store, base, _files(layers), name)
+
+
+def _here(store: Store, source: str) -> Manifest | None:
+    """A model or revision of the store, unless there is a file or folder of that name. Raises CorruptBlock."""
+    from paceline.engine import hub
+    from paceline.wire.errors import ModelNotFound
+
+    if Path(source).exists():
+        return None
+    try:
+        return store.manifest(source)
+    except ModelNotFound:
+        if hub.parse(source) is None:
+            raise
+    return None
+
+
+def converted(store: Store, source: str, name: str, report: Report) -> Manifest:
+    """A folder, a file, or a model of a hub, as blocks in the store; the manifest is not stored."""
+    from paceline.engine.refill import folder_of
+
+    path = folder_of(source, report)
+    if not Path(source).exists():
+        console.print(f"{source} is commit {path.name[:12]} of the hub", soft_wrap=True)
+    from paceline.engine.convert import open_source
+    from paceline.engine.source import build
+
+    named = name or (path.stem.lower() if Path(source).exists() else source.partition("@")[0].lower())
+    return build(store, open_source(path), named, lambda done, total: report("convert", done, total))
 
 
 def _files(layers: list[str]) -> dict[int, Path]:

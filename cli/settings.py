@@ -51,8 +51,11 @@ def _checked(path: Path, group: Group, name: str, table: Any) -> dict[str, Any]:
     command = group.commands.get(name)
     if command is None or not isinstance(table, Mapping):
         raise InvalidRequest(f"{path}: no command {name!r}", cure=f"tables are: {', '.join(sorted(group.commands))}")
-    known = {parameter.name for parameter in command.params}
-    given = {key.replace("-", "_"): value for key, value in table.items()}
+    inner = getattr(command, "commands", {})
+    given = {key if key in inner else key.replace("-", "_"): value for key, value in table.items()}
+    for name_inside in given.keys() & inner.keys():
+        given[name_inside] = _checked(path, command, name_inside, given[name_inside])
+    known = {parameter.name for parameter in command.params} | inner.keys()
     if wrong := sorted(given.keys() - known):
         raise InvalidRequest(f"{path}: [{name}] has no option {wrong[0]!r}", cure=f"see paceline {name} --help")
     return given

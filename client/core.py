@@ -151,7 +151,7 @@ class ClientCore:
             priority=options.priority,
         )
         owner = Owner(request, secrets.randbits(32), trio.current_time(), self._limits)
-        return self._ride(owner, await self._model_if_any(view, revision), view, options)
+        return self._ride(owner, await self._model_if_any(view, revision), options)
 
     async def same_tokens(self, state: SessionState, revision: bytes, timeout_s: float = 5.0) -> bool:
         """Whether a session's token ids mean the same to another revision: it has the same tokenizer, or none either.

@@ -68,7 +68,9 @@ def build(store: Store, source: Source, name: str, progress: Progress | None = N
     total, done = source.layers + 2, 0
     blocks: dict[Part, Block] = {}
     with ThreadPoolExecutor(2) as pool:
-        for part, block in zip(parts, pool.map(lambda part: _write(store, source.tensors(part)), parts), strict=True):
+        for part, block in zip(
+            parts, pool.map(lambda part: write_part(store, source.tensors(part)), parts), strict=True
+        ):
             blocks[part] = block
             done += 1
             if progress is not None:
@@ -76,9 +78,10 @@ def build(store: Store, source: Source, name: str, progress: Progress | None = N
     return _manifest(store, source, name, blocks)
 
 
-def _write(store: Store, tensors: Sequence[RawTensor]) -> Block:
+def write_part(store: Store, tensors: Sequence[RawTensor], expect: Block | None = None) -> Block:
+    """One block of these tensors; with `expect`, that one or CorruptBlock. Raises DiskFull, StoreError."""
     ordered = sorted(tensors, key=lambda tensor: tensor.name)
-    with store.writer() as writer:
+    with store.writer(expect) as writer:
         writer.write(tensorfile.header([(t.name, t.dtype, t.shape, memoryview(t.data).nbytes) for t in ordered]))
         for tensor in ordered:
             writer.write(tensor.data)

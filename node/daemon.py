@@ -85,6 +85,10 @@ class DaemonConfig:
     """Take up newer releases of the model's name."""
     download_bytes_per_s: float = 0.0
     """Of weights, from all peers together; 0: no limit."""
+    store_bytes: int = 0
+    """Of blocks in this machine's store, with those of its other processes; 0: what the disk has."""
+    source: str = ""
+    """A folder, GGUF file or hub id, for blocks that no peer sends; empty: none."""
     room_bytes: float = 0.0
     """Memory for weights, where the node chooses its span; 0: half of what is free."""
     moves: bool = False
@@ -100,7 +104,7 @@ class DaemonConfig:
 async def serve(config: DaemonConfig, report: Report, ready: Callable[[Node], None] = lambda node: None) -> None:
     """Load, announce, serve; returns after a drain. Raises typed errors for everything a user can mend."""
     identity = Identity.load_or_create(config.identity)
-    store = Store(config.home / "store")
+    store = Store(config.home / "store", config.store_bytes)
     engine = EngineThread()
     with ExitStack() as metrics:
         await _serve(config, identity, store, engine, report, ready, metrics)
@@ -122,7 +126,7 @@ async def _serve(
             nursery.start_soon(_watch_stdin, leaving)
         weights = _weights(config, identity, store)
         alone = not config.bootstrap
-        joiner = Joiner(weights, engine, config.load, report, alone=alone, shadow=config.shadow)
+        joiner = Joiner(weights, engine, config.load, report, alone=alone, shadow=config.shadow, source=config.source)
         placed = config.load.span == AUTO
         here = None if placed else await trio.to_thread.run_sync(joiner.here)
         services = [] if here is None else [await joiner.load(here)]

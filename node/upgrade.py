@@ -18,6 +18,7 @@ from paceline.consistency.upgrading import Holder, Move, Patience, Standing, aim
 from paceline.node.node import Node
 from paceline.node.services import LoadedService
 from paceline.node.weights import Weights
+from paceline.store.errors import StoreError
 from paceline.store.manifest import Manifest
 from paceline.wire.errors import PacelineError
 from paceline.wire.ids import Revision
@@ -73,6 +74,21 @@ class Upgrader:
                 await self._node.offering.announce()
             for service in list(self._node.table.services):
                 await self._look(service, offers)
+            self._hold()
+
+    def _hold(self) -> None:
+        """The store keeps what is served here and what a name that is followed means now, to everybody or as a canary;
+        the rest may go.
+        """
+        served = self._node.table.services
+        standing = [release for it in served for release in self.weights.releases.standing(it.model)]
+        wanted = {it.revision for it in served} | {Revision(it.revision) for it in standing if it is not None}
+        try:
+            self.weights.store.lease.hold_exactly(wanted)
+        except StoreError as error:
+            self.trouble["store"] = f"{error.code}: {error}"
+        else:
+            self.trouble.pop("store", None)
 
     async def _look(self, service: LoadedService, offers: Sequence[Offer]) -> None:
         new = aim(service.revision, *self.weights.releases.standing(service.model))

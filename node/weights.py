@@ -150,7 +150,11 @@ class Weights:
     async def manifest(
         self, revision: Revision, fetcher: Fetcher, offers: Offers, patience_s: float = 20.0
     ) -> Manifest:
-        """From the store, else from whoever has it. Raises PeerUnavailable; a liar is passed over and banned."""
+        """From the store, else from whoever has it. Raises PeerUnavailable; a liar is passed over and banned.
+
+        From here on the revision stays in the store, until it is served no more or this process ends.
+        """
+        self.store.lease.hold(revision)
         try:
             return self.store.manifest(revision)
         except ModelNotFound:
@@ -178,7 +182,9 @@ class Weights:
     async def ensure(
         self, manifest: Manifest, span: Span, fetcher: Fetcher, offers: Offers, report: Report
     ) -> FetchReport:
-        """All that serving `span` needs, into the store, and nothing else. Raises PeerUnavailable, DiskFull."""
+        """All that serving `span` needs, into the store, and nothing else. Raises PeerUnavailable, QuotaReached,
+        DiskFull.
+        """
 
         async def sources() -> list[PeerAddress]:
             return _addresses(await offers(), self._me(), manifest.revision)

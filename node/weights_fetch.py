@@ -21,6 +21,7 @@ from paceline.node.blocks import InThread
 from paceline.node.weights_lanes import Listening
 from paceline.node.weights_plan import FetchPlan, Piece
 from paceline.node.weights_rate import Rate
+from paceline.store.errors import StoreError
 from paceline.store.manifest import Block
 from paceline.store.partial import Partial
 from paceline.store.store import Store
@@ -151,25 +152,35 @@ class Fetcher:
         raise DeadlineExceeded("no piece in time", peer=at.peer)
 
     async def fetch(self, blocks: Sequence[Block], sources: Sources, progress: Progress | None = None) -> FetchReport:
-        """All of `blocks` into the store, those that are there already excepted. Raises PeerUnavailable, DiskFull."""
+        """All of `blocks` into the store, those that are there already excepted.
+
+        Raises PeerUnavailable; QuotaReached, DiskFull, and then what has landed stays.
+        """
         report, began = FetchReport(), trio.current_time()
         self.reports.append(report)
-        while missing := [block for block in dict.fromkeys(blocks) if not self._store.has(block.digest)]:
-            opened = [Partial.open(self._store, block, self.config.piece_bytes) for block in missing]
-            mine = [it for it in opened if it is not None]
-            if not mine:
-                await trio.sleep(0.2)  # another process of this machine is fetching them
-                continue
-            run = _Run(self, self._links, self._rate, mine, report, progress or (lambda done, total: None))
-            self._runs.append(run)
-            try:
-                await run.run(sources)
-            finally:
-                self._runs.remove(run)
-                for it in mine:
-                    it.close()
+        claim = await self.in_thread(self._store.reserve, blocks)
+        try:
+            while missing := [block for block in dict.fromkeys(blocks) if not self._store.has(block.digest)]:
+                await self._fetch(missing, sources, report, progress or (lambda done, total: None))
+        finally:
+            self._store.lease.drop(claim)
         report.seconds = trio.current_time() - began
         return report
+
+    async def _fetch(self, missing: Sequence[Block], sources: Sources, report: FetchReport, progress: Progress) -> None:
+        opened = [Partial.open(self._store, block, self.config.piece_bytes) for block in missing]
+        mine = [it for it in opened if it is not None]
+        if not mine:
+            await trio.sleep(0.2)  # another process of this machine is fetching them
+            return
+        run = _Run(self, self._links, self._rate, mine, report, progress)
+        self._runs.append(run)
+        try:
+            await run.run(sources)
+        finally:
+            self._runs.remove(run)
+            for it in mine:
+                it.close()
 
 
 class _Run:
@@ -192,6 +203,7 @@ class _Run:
         self._verify, self._to_verify = trio.open_memory_channel[Block](float("inf"))
         self._seen: set[tuple[str, int]] = set()
         self._news = trio.current_time()
+        self._trouble: StoreError | None = None
 
     # --- messages
 
@@ -217,7 +229,12 @@ class _Run:
         key = (piece.block.hash, piece.index)
         self._report.again += key in self._seen
         self._seen.add(key)
-        self._files[piece.block.hash].write(piece.index, payload)
+        try:
+            self._files[piece.block.hash].write(piece.index, payload)
+        except StoreError as error:
+            self._trouble = error  # the link that brought the piece, and who else is served here, need not know
+            self._nursery.cancel_scope.cancel()
+            return
         self._news = trio.current_time()
         self._report.bytes += piece.length
         self._report.sent[peer] = self._report.sent.get(peer, 0) + piece.length
@@ -243,11 +260,13 @@ class _Run:
     # --- life
 
     async def run(self, sources: Sources) -> None:
-        """Until all blocks are in the store. Raises PeerUnavailable where nobody has what lacks."""
+        """Until all blocks are in the store. Raises PeerUnavailable where nobody has what lacks, StoreError."""
         for block in self.plan.ready():
             self._verify.send_nowait(block)
         with single_errors():
             await self._run(sources)
+        if self._trouble is not None:
+            raise self._trouble
 
     async def _run(self, sources: Sources) -> None:
         async with trio.open_nursery() as nursery:

@@ -17,3 +17,15 @@ class DiskFull(StoreError):
     """No room left for a block."""
 
     code: ClassVar[str] = "disk_full"
+
+
+class QuotaReached(StoreError):
+    """What is to come does not fit into what the owner of this machine gives to models."""
+
+    code: ClassVar[str] = "quota_reached"
+
+
+class InUse(StoreError):
+    """A revision cannot go: a process serves it, or its owner has pinned it."""
+
+    code: ClassVar[str] = "in_use"

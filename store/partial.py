@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from pathlib import Path
 
+from paceline.store.disk import disk_errors
 from paceline.store.manifest import Block
 from paceline.store.store import Store
 from paceline.wire.errors import CorruptBlock
@@ -36,16 +37,18 @@ class Partial:
         self._file = handle
         self._path = store.root / "partial" / block.hash
         self._map_path = self._path.with_name(f"{block.hash}.{piece_bytes}")
-        os.truncate(handle, block.size)
-        self._map = os.open(self._map_path, os.O_RDWR | os.O_CREAT, 0o644)
-        os.truncate(self._map, self.pieces)
+        with disk_errors(store.root):
+            os.truncate(handle, block.size)
+            self._map = os.open(self._map_path, os.O_RDWR | os.O_CREAT, 0o644)
+            os.truncate(self._map, self.pieces)
 
     @classmethod
     def open(cls, store: Store, block: Block, piece_bytes: int) -> Partial | None:
-        """None where another process is fetching this block, or has just completed it."""
+        """None where another process is fetching this block, or has just completed it. Raises DiskFull, StoreError."""
         folder = store.root / "partial"
-        folder.mkdir(exist_ok=True)
-        handle = os.open(folder / block.hash, os.O_RDWR | os.O_CREAT, 0o644)
+        with disk_errors(store.root):
+            folder.mkdir(exist_ok=True)
+            handle = os.open(folder / block.hash, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -66,10 +69,17 @@ class Partial:
         return {at for at, flag in enumerate(os.pread(self._map, self.pieces, 0)) if flag}
 
     def write(self, piece: int, data: memoryview) -> None:
-        """A piece's bytes. The mark follows the bytes, so that a kill in between costs the piece and no more."""
+        """A piece's bytes. The mark follows the bytes, so that a kill in between costs the piece and no more.
+
+        Raises DiskFull, StoreError; what landed before stays.
+        """
         self._verified = False
-        os.pwrite(self._file, data, piece * self.piece_bytes)
-        os.pwrite(self._map, b"\x01", piece)
+        at = piece * self.piece_bytes
+        with disk_errors(self._store.root):
+            while data:  # a disk that runs full takes a part first, and refuses the rest
+                put = os.pwrite(self._file, data, at)
+                data, at = data[put:], at + put
+            os.pwrite(self._map, b"\x01", piece)
 
     def digests(self, pieces: Iterable[int]) -> dict[int, bytes]:
         """The hash of each of these pieces as they lie here."""

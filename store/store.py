@@ -8,6 +8,8 @@
     names/<quoted name>      the revision that this machine gave the name to
     releases/…               what publishers say (store.releases)
     partial/…                blocks that are being fetched (store.partial)
+    leases/…, gate           what living processes need, and who may take away (store.leases, store.collecting)
+    used/, pins/<revision>   when a revision was last used; which ones their owner wants kept
 
 Every file appears by rename after fsync, so a crash leaves either the whole file or a temporary one that the next
 `Store` over the same root clears. Several processes may use one root.
@@ -15,11 +17,10 @@ Every file appears by rename after fsync, so a crash leaves either the whole fil
 
 from __future__ import annotations
 
-import errno
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -28,7 +29,9 @@ from urllib.parse import quote, unquote
 
 import platformdirs
 
-from paceline.store.errors import DiskFull, StoreError
+from paceline.store import collecting
+from paceline.store.disk import disk_errors, shared, sync_folder
+from paceline.store.leases import Lease, touch
 from paceline.store.manifest import Block, Manifest, decode
 from paceline.wire.errors import CorruptBlock, ModelNotFound
 from paceline.wire.ids import Revision, Span
@@ -84,13 +87,15 @@ class BlockWriter:
 
 
 class Store:
-    """A folder of models. All methods block; none keeps a file open."""
+    """A folder of models. All methods block. `lease`: what this process needs of it; a file is open for that."""
 
-    def __init__(self, root: Path | None = None) -> None:
-        """Raises StoreError where the root cannot be made."""
+    def __init__(self, root: Path | None = None, quota_bytes: int = 0) -> None:
+        """`quota_bytes`: of blocks, with those of other processes; 0: none. Raises StoreError for an unusable root."""
         self.root = root or default_root()
+        self.quota_bytes = quota_bytes
+        self.lease = Lease(self.root)
         self._verified: set[bytes] = set()
-        with _disk_errors(self.root):
+        with disk_errors(self.root):
             for folder in ("blocks", "manifests", "names", "temp", "verified"):
                 (self.root / folder).mkdir(parents=True, exist_ok=True)
             self._clear_stale()
@@ -147,29 +152,48 @@ class Store:
     def writer(self, expect: Block | None = None) -> Iterator[BlockWriter]:
         """Write a block piece by piece; it exists once the ``with`` body has ended without an exception.
 
-        With `expect`, anything else than that block is refused with CorruptBlock.
+        With `expect`, anything else than that block is refused with CorruptBlock. The block stays until a manifest
+        names it, or this process ends. Raises QuotaReached, DiskFull.
         """
-        with _disk_errors(self.root), self._temporary() as (handle, temporary):
+        with disk_errors(self.root), self._temporary() as (handle, temporary):
             writer = BlockWriter(handle)
             yield writer
             if expect is not None and writer.block != expect:
                 raise CorruptBlock(f"wanted block {expect.hash[:12]}, got {writer.block.hash[:12]}")
             target = self._block_path(writer.block.digest)
+            self._keep(writer.block)
             os.fsync(handle)
             os.replace(temporary, target)
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
             self._verified.add(writer.block.digest)
+
+    def _keep(self, block: Block) -> None:
+        """Claim a block before it appears: whoever takes away from the store must not do it in between."""
+        claim = self.reserve([block]) if self.quota_bytes else None
+        self.lease.draft(block)
+        if claim is not None:
+            self.lease.drop(claim)
+
+    def reserve(self, blocks: Iterable[Block]) -> int:
+        """Room for blocks that are to come, and a claim on them: its number, for ``lease.drop``.
+
+        With a quota, revisions that nobody needs go for it, those used longest ago first. Raises QuotaReached,
+        DiskFull.
+        """
+        return collecting.make_room(
+            self.root, self.lease, {block.hash: block.size for block in blocks}, self.quota_bytes
+        )
 
     def adopt(self, path: Path, handle: int, block: Block) -> None:
         """Take over a file that has been written elsewhere under the same root, as `block`, whose hash it has.
 
         `handle`: the open file. Raises DiskFull; the file stays where it is then.
         """
-        with _disk_errors(self.root):
+        with disk_errors(self.root):
             os.fsync(handle)
             target = self._block_path(block.digest)
             os.replace(path, target)
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
             self._verified.add(block.digest)
 
     def remove_corrupt(self, digest: bytes) -> None:
@@ -187,9 +211,12 @@ class Store:
     def put_manifest(self, manifest: Manifest, *, name: bool = True) -> Revision:
         """Store a manifest and, with `name`, let its name mean this revision."""
         revision, data = manifest.revision, manifest.encode()
-        self._write(self.root / "manifests" / revision.hex(), data)
-        if name:
-            self._write(self._name_path(manifest.name), revision.hex().encode())
+        with disk_errors(self.root), shared(self.root):
+            self._write(self.root / "manifests" / revision.hex(), data)
+            if name:
+                self._write(self._name_path(manifest.name), revision.hex().encode())
+        touch(self.root, revision.hex())
+        self.lease.named((*manifest.blocks(), *manifest.texts()))
         return revision
 
     def manifest(self, which: str | Revision) -> Manifest:
@@ -218,7 +245,20 @@ class Store:
 
     def list(self) -> list[Listing]:
         """The named models, by name."""
-        return [self._listing(unquote(path.name)) for path in sorted((self.root / "names").iterdir())]
+        found = []
+        for path in sorted((self.root / "names").iterdir()):
+            with suppress(ModelNotFound):  # it has just been removed
+                found.append(self._listing(unquote(path.name)))
+        return found
+
+    def pin(self, revision: Revision, wanted: bool = True) -> None:
+        """A revision never goes to make room, until it is unpinned. Raises ModelNotFound, DiskFull."""
+        self.manifest(revision)
+        path = self.root / "pins" / revision.hex()
+        if wanted:
+            self.write_new(path, b"")
+            return
+        path.unlink(missing_ok=True)
 
     def _listing(self, name: str) -> Listing:
         manifest = self.manifest(name)
@@ -252,15 +292,15 @@ class Store:
             raise CorruptBlock(f"block {path.name[:12]} on disk is damaged", cure="pull the model again")
 
     def _write(self, target: Path, data: bytes) -> None:
-        with _disk_errors(self.root), self._temporary() as (handle, temporary):
+        with disk_errors(self.root), self._temporary() as (handle, temporary):
             os.write(handle, data)
             os.fsync(handle)
             os.replace(temporary, target)
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
 
     def write_new(self, target: Path, data: bytes) -> bool:
         """Put a small file in place, unless there is one: then False, and the old one stays. Raises DiskFull."""
-        with _disk_errors(self.root), self._temporary() as (handle, temporary):
+        with disk_errors(self.root), self._temporary() as (handle, temporary):
             target.parent.mkdir(parents=True, exist_ok=True)
             os.write(handle, data)
             os.fsync(handle)
@@ -268,7 +308,7 @@ class Store:
                 os.link(temporary, target)
             except FileExistsError:
                 return False
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
         return True
 
     @contextmanager
@@ -292,28 +332,10 @@ class Store:
 
 
 def _look(path: Path) -> os.stat_result:
-    with _disk_errors(path.parent):
+    with disk_errors(path.parent):
         return path.stat()
 
 
 def _looks(seen: os.stat_result) -> str:
     """Differs after any change of the file's bytes or place."""
     return f"{seen.st_size} {seen.st_mtime_ns} {seen.st_ctime_ns} {seen.st_ino}"
-
-
-@contextmanager
-def _disk_errors(root: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(f"no room left in {root}", cure="free some space, or set PACELINE_HOME elsewhere") from error
-        raise StoreError(f"{root}: {error.strerror or error}", cure="check the folder, or set PACELINE_HOME") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -50,7 +50,7 @@ ROOMS = {
     "dht": room("wire net", "trio libp2p cryptography multiaddr msgspec"),
     "engine": room(
         "wire store",
-        "torch triton transformers safetensors gguf accelerate numpy tokenizers jinja2 psutil",
+        "torch triton transformers safetensors gguf accelerate numpy tokenizers jinja2 psutil huggingface_hub",
         extra="node",
     ),
     "node": Room(

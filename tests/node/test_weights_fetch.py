@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
@@ -21,6 +22,7 @@ from paceline.net.links import Links
 from paceline.net.memory import MemoryNetwork
 from paceline.node.blocks import BlockDesk, BlockSource, InThread, StoreBlocks
 from paceline.node.weights_fetch import FetchConfig, Fetcher, FetchReport
+from paceline.store.errors import DiskFull, QuotaReached
 from paceline.store.manifest import Block
 from paceline.store.partial import Partial
 from paceline.store.store import Store
@@ -430,3 +432,40 @@ def test_a_block_that_another_process_completes_meanwhile_is_not_written_to(
     monkeypatch.setattr(fcntl, "flock", lock_after)
     assert Partial.open(store, block, 1000) is None
     assert store.read(block.digest) == data
+
+
+async def test_a_disk_that_runs_full_ends_the_fetch_and_nothing_else(
+    autojump_clock: object, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await lab.serve("a")
+    honest, left = os.pwrite, 6
+
+    def full(handle: int, data: Any, at: int) -> int:
+        nonlocal left
+        left -= "/partial/" in os.readlink(f"/proc/self/fd/{handle}")
+        if left < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return honest(handle, data, at)
+
+    async with lab.fetcher() as fetcher:
+        monkeypatch.setattr("paceline.store.partial.os.pwrite", full)
+        with pytest.raises(DiskFull) as refused:
+            await fetcher.fetch(lab.wanted(), lab.sources)
+        monkeypatch.undo()
+        assert "paceline models" in (refused.value.cure or "")
+        assert fetcher.banned == set()
+        report = await fetcher.fetch(lab.wanted(), lab.sources)  # somebody made room; links and peers are as before
+    check(Store(lab.folder / "empty"), report)
+    assert report.resumed == 3
+    assert report.bytes < sum(map(len, BLOCKS))
+
+
+async def test_a_quota_is_reached_before_anything_is_asked(autojump_clock: object, lab: Lab) -> None:
+    await lab.serve("a")
+    async with lab.fetcher() as fetcher:
+        fetcher._store.quota_bytes = 6000
+        with pytest.raises(QuotaReached):
+            await fetcher.fetch(lab.wanted(), lab.sources)
+        assert lab.desks["a"].statistics.pieces == 0
+        await fetcher.fetch(lab.wanted(BLOCKS[:1]), lab.sources)
+    assert Store(lab.folder / "empty").has(lab.wanted(BLOCKS[:1])[0].digest)
