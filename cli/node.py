@@ -35,6 +35,12 @@ Follow = Annotated[bool, typer.Option(help="Take up newer releases of the model'
 WeightsForm = Annotated[
     str, typer.Option(help="Linear weights on a CPU: f32, bf16, int8 or int4. Rings are of one kind; a client may ask.")
 ]
+TensorParallel = Annotated[
+    int,
+    typer.Option(
+        help="Devices of this machine that hold a part of every layer each; GPUs from --device on, or processes.", min=1
+    ),
+]
 KvSpilled = Annotated[
     int, typer.Option(help="Positions of KV beyond that, which lie on disk while other sessions run; 0: none.")
 ]
@@ -106,6 +112,7 @@ def node(
     threads: Annotated[int, typer.Option(help="CPU threads for the model; 0: all cores.")] = 0,
     kv_positions: Annotated[int, typer.Option(help="Room for KV in memory, in positions.")] = 65_536,
     weights: WeightsForm = "f32",
+    tensor_parallel: TensorParallel = 1,
     kv_spilled: KvSpilled = 131_072,
     prefix_mb: PrefixMb = 1024,
     shared_prefixes: SharedPrefixes = False,
@@ -178,7 +185,7 @@ def _config(given: dict[str, Any]) -> DaemonConfig:
 
     home = given["home"] or default_root().parent
     same = ("ready_file", "until_stdin_closes", "shadow", "link_profile", "crash_on_usr1", "metrics")
-    loading = ("model", "span", "device", "dtype", "threads", "kv_positions", "kv_spilled", "weights")
+    loading = ("model", "span", "device", "dtype", "threads", "kv_positions", "kv_spilled", "weights", "tensor_parallel")
     return DaemonConfig(
         home=home,
         identity=home / "identities" / given["name"],

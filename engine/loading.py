@@ -24,6 +24,7 @@ class LoadConfig:
 
     `weights`: the form of linear weights on a CPU; part of the numerics class.
     `threads`: the most that a step may use, 0: all cores; decode steps use fewer where that is faster.
+    `tensor_parallel`: so many devices of this machine hold a part of every layer each, and KV stays in memory.
     `kv_positions`: KV in memory, in positions of the span. With a `kv_folder`, up to `kv_spilled` positions more may
     lie in files there while others run, and up to `prefix_bytes` of what closed sessions computed.
     """
@@ -34,6 +35,7 @@ class LoadConfig:
     dtype: Dtype = "f32"
     weights: Weights = "f32"
     threads: int = 0
+    tensor_parallel: int = 1
     kv_positions: int = 65_536
     kv_folder: Path | None = None
     kv_spilled: int = 131_072
@@ -80,6 +82,8 @@ def load_beside(store: Store, manifest: Manifest, config: LoadConfig, like: Shar
 def _shard(store: Store, manifest: Manifest, config: LoadConfig, *, warm: bool = True) -> Shard:
     """The lean shard of a GPU where the family and the machine have one, else transformers' modules."""
     span, dtype = resolve_span(manifest, config.span), config.dtype
+    if config.tensor_parallel > 1:
+        return _parallel(store, manifest, span, config)
     lean = cuda_choice.lean_shard(store, manifest, span, config.device, dtype, config.kv_positions, warm=warm)
     if lean is not None:
         return lean
@@ -98,6 +102,22 @@ def _shard(store: Store, manifest: Manifest, config: LoadConfig, *, warm: bool =
         kv=KvLimits(
             config.kv_positions, config.kv_spilled, config.kv_folder, PrefixLimits(disk_bytes=config.prefix_bytes)
         ),
+    )
+
+
+def _parallel(store: Store, manifest: Manifest, span: Span, config: LoadConfig) -> Shard:
+    from paceline.engine.tensor_parallel import TensorParallelShard
+
+    return TensorParallelShard.load(
+        store,
+        manifest,
+        span,
+        config.tensor_parallel,
+        device=config.device,
+        dtype=config.dtype,
+        weights=config.weights,
+        threads=config.threads,
+        kv_positions=config.kv_positions,
     )
 
 

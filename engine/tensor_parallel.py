@@ -112,8 +112,12 @@ class TensorParallelShard(TorchShard):
         told.watch(group.abort)
         return made
 
+    def check(self) -> None:
+        """See engine.shard.Spread."""
+        self._workers.check()
+
     def end(self) -> None:
-        """End the other ranks. The shard computes no more."""
+        """See engine.shard.Spread."""
         self._end()
 
     # --- sessions

@@ -22,7 +22,7 @@ from paceline.wire.errors import WorkerLost, from_code
 
 STARTED, READY = "started", "ready"
 _MODULE = "paceline.engine.tensor_worker"
-_END_S = 5.0
+_END_S = 2.0
 """How long an ended worker may take to be gone."""
 _LAST_WORDS_S = 2.0
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import trio
 
 from paceline.consistency.upgrading import Holder, Move, Patience, Standing, decide
+from paceline.engine.shard import Spread
 from paceline.node.node import Node
 from paceline.node.services import LoadedService
 from paceline.node.weights import Weights
@@ -87,7 +88,7 @@ class Upgrader:
             self._node.unannounced.append(service)
             await self._node.offering.announce()
         elif move is Move.DROP:
-            self._drop(service)
+            await self._drop(service)
 
     def _standing(self, service: LoadedService, new: Revision, seen: _Seen) -> Standing:
         now, node = trio.current_time(), self._node
@@ -124,10 +125,12 @@ class Upgrader:
         self._node.table.services.append(fresh)
         await self._node.offering.announce()
 
-    def _drop(self, service: LoadedService) -> None:
+    async def _drop(self, service: LoadedService) -> None:
         self._quiet_since.pop(id(service), None)
         self._node.unannounced = [it for it in self._node.unannounced if it is not service]
         self._node.table.services = [it for it in self._node.table.services if it is not service]
+        if isinstance(service.shard, Spread):
+            await trio.to_thread.run_sync(service.shard.end)
 
     def account(self) -> dict[str, object]:
         """For the node's status: what it took up, what it is about to, what failed; how far others are behind."""
