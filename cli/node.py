@@ -174,8 +174,9 @@ def _config(given: dict[str, Any]) -> DaemonConfig:
         raise InvalidRequest(f"weights {given['weights']!r}", cure="choose f32, bf16, int8 or int4")
     given["device"] = cuda_choice.resolved(given["device"])
     given["dtype"] = cuda_choice.dtype_on(given["device"], given["dtype"])
-    if given["device"] == "cpu" and not given["preview"] and "torch" not in sys.modules:
-        _import_lean()
+    ranks: dict[str, str] = {}
+    if given["device"] == "cpu" and not given["preview"] and "torch" not in sys.modules and _import_lean():
+        ranks["rank_module"] = "paceline.node.lean_rank"
     from paceline.dht.kademlia import written_out
     from paceline.engine.loading import LoadConfig
     from paceline.net.host import NetConfig
@@ -185,12 +186,25 @@ def _config(given: dict[str, Any]) -> DaemonConfig:
 
     home = given["home"] or default_root().parent
     same = ("ready_file", "until_stdin_closes", "shadow", "link_profile", "crash_on_usr1", "metrics")
-    loading = ("model", "span", "device", "dtype", "threads", "kv_positions", "kv_spilled", "weights", "tensor_parallel")
+    loading = (
+        "model",
+        "span",
+        "device",
+        "dtype",
+        "threads",
+        "kv_positions",
+        "kv_spilled",
+        "weights",
+        "tensor_parallel",
+    )
     return DaemonConfig(
         home=home,
         identity=home / "identities" / given["name"],
         load=LoadConfig(
-            **{name: given[name] for name in loading}, kv_folder=home / "kv", prefix_bytes=given["prefix_mb"] << 20
+            **{name: given[name] for name in loading},
+            kv_folder=home / "kv",
+            prefix_bytes=given["prefix_mb"] << 20,
+            **ranks,
         ),
         bootstrap=tuple(given["swarm"] or ()),
         net=NetConfig(
@@ -239,16 +253,18 @@ def _serve(config: DaemonConfig) -> None:
     console.print("left the swarm")
 
 
-def _import_lean() -> None:
-    """Leave out what a span never runs: 250 MB, and half of the start-up time."""
+def _import_lean() -> bool:
+    """Leave out what a span never runs: 250 MB, and half of the start-up time. False where all was asked for."""
     from paceline.engine import lean_imports as engine_rows
     from paceline.engine import memory
     from paceline.net import lean_imports as net_rows
     from paceline.node import placeholders
 
     memory.few_arenas()
-    if _FULL not in os.environ:
-        placeholders.install((*engine_rows.ROWS, *net_rows.ROWS), engine_rows.HIDDEN)
+    if _FULL in os.environ:
+        return False
+    placeholders.install((*engine_rows.ROWS, *net_rows.ROWS), engine_rows.HIDDEN)
+    return True
 
 
 def _start_over(error: Exception) -> NoReturn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from paceline.engine import cuda_choice, default_model
@@ -24,7 +25,8 @@ class LoadConfig:
 
     `weights`: the form of linear weights on a CPU; part of the numerics class.
     `threads`: the most that a step may use, 0: all cores; decode steps use fewer where that is faster.
-    `tensor_parallel`: so many devices of this machine hold a part of every layer each, and KV stays in memory.
+    `tensor_parallel`: so many devices of this machine hold a part of every layer each, and KV stays in memory;
+    each but the first is a process of `rank_module`.
     `kv_positions`: KV in memory, in positions of the span. With a `kv_folder`, up to `kv_spilled` positions more may
     lie in files there while others run, and up to `prefix_bytes` of what closed sessions computed.
     """
@@ -36,6 +38,7 @@ class LoadConfig:
     weights: Weights = "f32"
     threads: int = 0
     tensor_parallel: int = 1
+    rank_module: str = "paceline.engine.tensor_worker"
     kv_positions: int = 65_536
     kv_folder: Path | None = None
     kv_spilled: int = 131_072
@@ -107,6 +110,7 @@ def _shard(store: Store, manifest: Manifest, config: LoadConfig, *, warm: bool =
 
 def _parallel(store: Store, manifest: Manifest, span: Span, config: LoadConfig) -> Shard:
     from paceline.engine.tensor_parallel import TensorParallelShard
+    from paceline.engine.tensor_workers import Workers
 
     return TensorParallelShard.load(
         store,
@@ -118,6 +122,7 @@ def _parallel(store: Store, manifest: Manifest, span: Span, config: LoadConfig) 
         weights=config.weights,
         threads=config.threads,
         kv_positions=config.kv_positions,
+        start=partial(Workers.start, module=config.rank_module),
     )
 
 

@@ -29,14 +29,19 @@ class Group:
     """`ranks` processes that compute together. Every rank must make the same calls in the same order."""
 
     def __init__(self, rank: int, ranks: int, folder: Path, device: torch.device, stall_s: float = STALL_S) -> None:
-        """Waits until all have come. Raises WorkerLost, UnsupportedModel."""
-        self.rank, self.ranks, self._device = rank, ranks, device
-        store = dist.FileStore(str(folder / "ranks"), ranks)
-        wait = timedelta(seconds=stall_s)
+        """`folder`: of their own. `stall_s`: how long one may keep the others waiting, from `meet` on."""
+        self.rank, self.ranks = rank, ranks
+        self._folder, self._device, self._stall_s = folder, device, stall_s
+        self._group: Any = None
+
+    def meet(self) -> None:
+        """Wait until all have come. Raises WorkerLost, UnsupportedModel."""
+        store = dist.FileStore(str(self._folder / "ranks"), self.ranks)
+        wait = timedelta(seconds=self._stall_s)
         try:
-            self._group: Any = self._nccl(store, wait) if device.type == "cuda" else self._gloo(store, wait)
+            self._group = self._nccl(store, wait) if self._device.type == "cuda" else self._gloo(store, wait)
         except RuntimeError as error:
-            raise WorkerLost(f"rank {rank} of {ranks} could not meet the others: {error}") from error
+            raise WorkerLost(f"rank {self.rank} of {self.ranks} could not meet the others: {error}") from error
 
     def _gloo(self, store: dist.Store, wait: timedelta) -> Any:
         options = dist.ProcessGroupGloo._Options()

@@ -16,19 +16,18 @@ import tempfile
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from paceline.engine import family, tensor_split
-from paceline.engine.kv import SessionKV, Segment
+from paceline.engine.kv import Segment, SessionKV
 from paceline.engine.kv_room import KvLimits
 from paceline.engine.shard import Key, Output, Weights, Work
 from paceline.engine.tensor_group import STALL_S, Group
 from paceline.engine.tensor_worker import Assignment, load
-from paceline.engine.tensor_workers import READY, STARTED, Workers
+from paceline.engine.tensor_workers import LOADED, READY, Workers
 from paceline.engine.torch_shard import TorchShard
 from paceline.store.manifest import Manifest
 from paceline.store.store import Store
@@ -42,7 +41,13 @@ class TensorParallelShard(TorchShard):
     the shard, and this process's end, however it comes."""
 
     def __init__(
-        self, parts: family.Parts, manifest: Manifest, job: Assignment, device: torch.device, group: Group, told: Workers
+        self,
+        parts: family.Parts,
+        manifest: Manifest,
+        job: Assignment,
+        device: torch.device,
+        group: Group,
+        told: Workers,
     ) -> None:
         """Use `load`."""
         limits = KvLimits(job.kv_positions)
@@ -101,9 +106,10 @@ class TensorParallelShard(TorchShard):
         jobs = [replace(first, rank=rank, device=devices[rank]).encode() for rank in range(1, ranks)]
         told = start(jobs)
         try:
-            told.wait(STARTED)
-            group = Group(0, ranks, Path(folder), torch.device(devices[0]), stall_s)
+            group = first.group()
             parts, where = load(first, group)
+            told.wait(LOADED)
+            group.meet()
             told.wait(READY)
         except BaseException:
             _clean_up(told, folder)

@@ -85,7 +85,7 @@ class Part:
         return start * groups, end * groups
 
     def cut(self, name: str, whole: Tensor, config: Any) -> Tensor:
-        """The part of a layer's parameter `name` (as inside the layer); `whole` itself where each rank has all of it."""
+        """The part of a layer's parameter `name` (as inside the layer); `whole` itself where every rank has it all."""
         path = name.removesuffix(".weight").removesuffix(".bias")
         leaf, bias = path.rpartition(".")[2], name.endswith("bias")
         if ".experts." in name:

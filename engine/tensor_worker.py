@@ -1,9 +1,10 @@
 """A rank of a tensor-parallel span other than the first: a process that does what the first one does, as it is told.
 
 Started by engine.tensor_workers, never by hand: ``python -m paceline.engine.tensor_worker FD LIFELINE``. The first
-message on the socket `FD` is the job, an Assignment; then come lists of calls. It says "ready", or why not, and nothing
-after that: results travel in the group's sums. It ends when the pipe `LIFELINE` closes, whatever it is doing, so no
-rank outlives the first; signals that a terminal or a service manager sends to all are left to the first.
+message on the socket `FD` is the job, an Assignment; then come lists of calls. It says "loaded", or why not, then
+"ready" when it has met the others, and nothing after that: results travel in the group's sums. It ends when the pipe
+`LIFELINE` closes, whatever it is doing, so no rank outlives the first; signals that a terminal or a service manager
+sends to all are left to the first.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from paceline.engine.memory import few_arenas, settle
 from paceline.engine.shard import Weights, Work
 from paceline.engine.tensor_group import STALL_S, Group
 from paceline.engine.tensor_split import Part
-from paceline.engine.tensor_workers import READY, STARTED
+from paceline.engine.tensor_workers import LOADED, READY
 from paceline.engine.torch_shard import TorchShard
 from paceline.store.store import Store
 from paceline.wire.errors import PacelineError, WorkerLost
@@ -65,6 +66,10 @@ class Assignment:
         """The layers that all ranks hold together."""
         return Span(self.start, self.end)
 
+    def group(self) -> Group:
+        """The ranks, before they have met."""
+        return Group(self.rank, self.ranks, Path(self.folder), torch.device(self.device), self.stall_s)
+
     def part(self, group: Group) -> Part:
         """This rank's share of each."""
         return Part(self.rank, self.ranks, group.join, group.gather)
@@ -75,9 +80,7 @@ def load(job: Assignment, group: Group) -> tuple[family.Parts, torch.device]:
     store, device = Store(Path(job.store)), torch.device(job.device)
     manifest = store.manifest(job.revision)
     part = job.part(group)
-    parts = family.load(
-        store, manifest, job.span, device, job.dtype, packed=job.packed, weights=job.weights, part=part
-    )
+    parts = family.load(store, manifest, job.span, device, job.dtype, packed=job.packed, weights=job.weights, part=part)
     return parts, device
 
 
@@ -131,17 +134,23 @@ class Rank:
 def serve(pipe: Connection) -> None:
     """Take the job, say how it went, and obey until the pipe closes or the others are gone."""
     job = Assignment(**json.loads(pipe.recv_bytes()))
-    pipe.send_bytes(json.dumps([STARTED]).encode())
+    group = job.group()
     try:
-        rank = Rank(job, Group(job.rank, job.ranks, Path(job.folder), torch.device(job.device), job.stall_s))
+        rank = Rank(job, group)
+        settle()
+        _say(pipe, LOADED)
+        group.meet()
     except PacelineError as error:
-        pipe.send_bytes(json.dumps([error.code, error.message, error.cure]).encode())
+        _say(pipe, error.code, error.message, error.cure)
         return
-    settle()
-    pipe.send_bytes(json.dumps([READY]).encode())
+    _say(pipe, READY)
     with suppress(EOFError, ConnectionError, WorkerLost):
         while True:
             rank.obey(json.loads(pipe.recv_bytes()))
+
+
+def _say(pipe: Connection, *words: str) -> None:
+    pipe.send_bytes(json.dumps(words).encode())
 
 
 def _live_no_longer_than(lifeline: int) -> None:

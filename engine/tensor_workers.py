@@ -20,8 +20,8 @@ from typing import Any
 
 from paceline.wire.errors import WorkerLost, from_code
 
-STARTED, READY = "started", "ready"
-_MODULE = "paceline.engine.tensor_worker"
+LOADED, READY = "loaded", "ready"
+MODULE = "paceline.engine.tensor_worker"
 _END_S = 2.0
 """How long an ended worker may take to be gone."""
 _LAST_WORDS_S = 2.0
@@ -48,16 +48,16 @@ class Workers:
     _on_lost: Callable[[], None] = lambda: None
 
     @classmethod
-    def start(cls, jobs: Sequence[bytes]) -> Workers:
-        """A process for each job, ranks 1 and up; they load while the caller does. Raises WorkerLost."""
+    def start(cls, jobs: Sequence[bytes], module: str = MODULE) -> Workers:
+        """A process of `module` for each job, ranks 1 and up; they load while the caller does. Raises WorkerLost."""
         made = cls()
         for rank, job in enumerate(jobs, 1):
-            made.all.append(_start(rank))
+            made.all.append(_start(rank, module))
             made._send(made.all[-1], job)
         return made
 
     def wait(self, word: str) -> None:
-        """Until each has said `word`: STARTED when it has its libraries, READY when it has loaded its part.
+        """Until each has said `word`: LOADED when it has its part of the span, READY when it has met the others.
 
         Raises what a worker says it failed with, or WorkerLost where one ended.
         """
@@ -80,8 +80,7 @@ class Workers:
     def _watch(self) -> None:
         with suppress(OSError, EOFError):
             ended: Any = wait([worker.pipe for worker in self.all])
-            worker = next(worker for worker in self.all if worker.pipe in ended)
-            if not self._closing:
+            for worker in [] if self._closing else [worker for worker in self.all if worker.pipe in ended]:
                 self._ended(worker)
                 self._on_lost()
 
@@ -89,7 +88,9 @@ class Workers:
         with suppress(subprocess.TimeoutExpired):
             worker.process.wait(_LAST_WORDS_S)
         status = worker.process.poll()
-        how = "closed its pipe" if status is None else f"killed by signal {-status}" if status < 0 else f"status {status}"
+        how = (
+            "closed its pipe" if status is None else f"killed by signal {-status}" if status < 0 else f"status {status}"
+        )
         self.lost = self.lost or f"the process of rank {worker.rank} (pid {worker.process.pid}) ended: {how}"
 
     def tell(self, calls: Sequence[Sequence[Any]]) -> None:
@@ -140,13 +141,13 @@ class Workers:
         self.all.clear()
 
 
-def _start(rank: int) -> Worker:
+def _start(rank: int, module: str) -> Worker:
     ours, theirs = Pipe()
     reading, lifeline = os.pipe()
     given = (theirs.fileno(), reading)
     paths = [path or os.getcwd() for path in sys.path]
     process = subprocess.Popen(
-        [sys.executable, "-m", _MODULE, *map(str, given)],
+        [sys.executable, "-m", module, *map(str, given)],
         stdin=subprocess.DEVNULL,
         pass_fds=given,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},

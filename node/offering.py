@@ -43,7 +43,7 @@ class Offering:
         )
 
     async def announce(self) -> None:
-        """Publish the present offer. Raises WorkerLost where a span lacks one of its processes: no offer of it is true."""
+        """Publish the present offer. Raises WorkerLost where a span lacks one of its processes."""
         for service in self._node.table.services:
             if isinstance(service.shard, Spread):
                 service.shard.check()

@@ -34,11 +34,10 @@ from paceline.engine.family import CERTIFIED
 from paceline.engine.measure import measure
 from paceline.engine.shard import Paged, SampleRequest, Weights, Work
 from paceline.engine.source import publish
-from paceline.engine.tensor_group import Group
 from paceline.engine.tensor_parallel import TensorParallelShard, devices_from
 from paceline.engine.tensor_split import Part, check, cuts
 from paceline.engine.tensor_worker import Assignment, serve
-from paceline.engine.tensor_workers import READY, STARTED, Worker, Workers
+from paceline.engine.tensor_workers import LOADED, READY, Worker, Workers
 from paceline.engine.torch_shard import TorchShard
 from paceline.store.manifest import Manifest
 from paceline.store.store import Store
@@ -157,7 +156,7 @@ def test_parameters_are_cut_on_the_side_that_transformers_names(family: str) -> 
 
 
 def test_what_cannot_be_cut_is_refused_with_a_cure() -> None:
-    with pytest.raises(InvalidRequest, match="2 key-value heads cannot .* among 3 .*--tensor-parallel 2 at most"):
+    with pytest.raises(InvalidRequest, match=r"2 key-value heads cannot .* among 3 .*--tensor-parallel 2 at most"):
         check(CONFIG_MAPPING["llama"](num_key_value_heads=2), 3)
     for config in (CONFIG_MAPPING["olmo2"](), CONFIG_MAPPING["cohere"](use_qk_norm=True)):
         with pytest.raises(UnsupportedModel, match="over all heads"):
@@ -185,8 +184,9 @@ def test_classes_of_weights_are_kept(tiny_store: tuple[Store, Manifest]) -> None
 def test_a_rank_that_stands_still_is_an_error_within_its_bound(tiny_store: tuple[Store, Manifest]) -> None:
     def deaf(pipe: Connection) -> None:
         job = Assignment(**json.loads(pipe.recv_bytes()))
-        pipe.send_bytes(json.dumps([STARTED]).encode())
-        group = Group(job.rank, job.ranks, Path(job.folder), torch.device(job.device), job.stall_s)
+        pipe.send_bytes(json.dumps([LOADED]).encode())
+        group = job.group()
+        group.meet()
         pipe.send_bytes(json.dumps([READY]).encode())
         with suppress(EOFError):
             while pipe.recv_bytes():
@@ -207,7 +207,7 @@ def test_why_a_rank_could_not_load_is_told(tiny_store: tuple[Store, Manifest]) -
         pipe.recv_bytes()
         pipe.send_bytes(json.dumps(["corrupt_block", "its hash is wrong", "fetch it"]).encode())
 
-    with pytest.raises(CorruptBlock, match="rank 1: its hash is wrong .fetch it."):
+    with pytest.raises(CorruptBlock, match=r"rank 1: its hash is wrong \(fetch it\)"):
         TensorParallelShard.load(*tiny_store, Span(0, 6), 2, start=partial(in_threads, run=unable))
 
 
@@ -239,14 +239,13 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Manifest]:
 @pytest.fixture(scope="module")
 def pair(uneven: tuple[Store, Manifest]) -> Iterator[TensorParallelShard]:
     """Two processes. The last test of this file takes one away."""
-    shard = TensorParallelShard.load(*uneven, Span(0, 3), 2, threads=1, kv_positions=200)
+    start = partial(Workers.start, module="paceline.node.lean_rank")
+    shard = TensorParallelShard.load(*uneven, Span(0, 3), 2, threads=1, kv_positions=200, start=start)
     yield shard
     shard.end()
 
 
-def test_two_processes_serve_sessions_as_one_does(
-    pair: TensorParallelShard, uneven: tuple[Store, Manifest]
-) -> None:
+def test_two_processes_serve_sessions_as_one_does(pair: TensorParallelShard, uneven: tuple[Store, Manifest]) -> None:
     one = TorchShard.load(*uneven, Span(0, 3), kv_positions=200)
     assert (pair.numerics, one.numerics, pair.lean_layers) == ("cpu-f32-tp2", "cpu-f32", 3)
     assert isinstance(pair, Paged)
