@@ -126,6 +126,11 @@ class TensorParallelShard(TorchShard):
         """See engine.shard.Spread."""
         self._end()
 
+    @property
+    def pids(self) -> list[int]:
+        """The other ranks' processes."""
+        return self._workers.pids
+
     # --- sessions
 
     def open(self, key: Key, max_positions: int, span: Span | None = None) -> None:
@@ -168,6 +173,10 @@ class TensorParallelShard(TorchShard):
             outputs = super().step(batch)
         except WorkerLost as error:
             raise self._workers.error() from error
+        except RuntimeError as error:  # a GPU that read from a neighbour which is gone: was one?
+            self._workers.notice()
+            self._workers.check()
+            raise error
         self._workers.check()  # a GPU whose neighbour is gone ends its sums when told to, with whatever they hold
         return outputs
 

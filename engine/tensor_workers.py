@@ -111,14 +111,23 @@ class Workers:
         if self.lost:
             raise self.error()
 
-    def error(self, otherwise: str = "a rank stands still") -> WorkerLost:
-        """What to say of a span that cannot go on. Waits a moment for a worker that is just ending."""
+    def notice(self) -> None:
+        """Look whether one has ended or is just ending."""
         if not self.lost:
             with suppress(OSError, EOFError):
                 ended: Any = wait([worker.pipe for worker in self.all], _LAST_WORDS_S)
                 for worker in self.all:
                     if worker.pipe in ended:
                         self._ended(worker)
+
+    @property
+    def pids(self) -> list[int]:
+        """Of all that have not been ended."""
+        return [worker.process.pid for worker in self.all]
+
+    def error(self, otherwise: str = "a rank stands still") -> WorkerLost:
+        """What to say of a span that cannot go on. Waits a moment for a worker that is just ending."""
+        self.notice()
         return WorkerLost(
             f"one of the processes that compute this span is lost: {self.lost or otherwise}",
             cure="start the node again; what rode here goes on elsewhere",

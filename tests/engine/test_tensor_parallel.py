@@ -6,20 +6,14 @@ Most of it runs the ranks as threads of this process, over the same pipes and th
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
-import subprocess
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import cast
 
 import psutil
 import pytest
@@ -29,6 +23,7 @@ from hypothesis import strategies as st
 from transformers import CONFIG_MAPPING, LlamaForCausalLM
 
 from bench.parity_shards import tiny_model
+from bench.rank_threads import in_threads
 from paceline.engine.convert import from_model
 from paceline.engine.family import CERTIFIED
 from paceline.engine.measure import measure
@@ -36,8 +31,8 @@ from paceline.engine.shard import Paged, SampleRequest, Weights, Work
 from paceline.engine.source import publish
 from paceline.engine.tensor_parallel import TensorParallelShard, devices_from
 from paceline.engine.tensor_split import Part, check, cuts
-from paceline.engine.tensor_worker import Assignment, serve
-from paceline.engine.tensor_workers import LOADED, READY, Worker, Workers
+from paceline.engine.tensor_worker import Assignment
+from paceline.engine.tensor_workers import LOADED, READY, Workers
 from paceline.engine.torch_shard import TorchShard
 from paceline.store.manifest import Manifest
 from paceline.store.store import Store
@@ -49,35 +44,6 @@ from paceline.wire.sampling import SamplingParams
 GREEDY = SamplingParams()
 FAMILIES = ("cohere", "gemma2", "glm4", "gpt_oss", "mixtral", "phi3", "qwen2", "qwen2_moe", "qwen3", "starcoder2")
 """One for each way of being cut; `python -m bench.tensor_parallel` has all."""
-
-
-class Threaded:
-    """Stands where a worker's process does: a thread, which ends when its pipe closes."""
-
-    pid = 0
-
-    def __init__(self, theirs: Connection, ours: Connection, run: Callable[[Connection], None]) -> None:
-        self._ours = ours
-        self._thread = threading.Thread(target=run, args=(theirs,), daemon=True)
-        self._thread.start()
-
-    def wait(self, timeout: float = 0.0) -> None:
-        with socket.socket(fileno=os.dup(self._ours.fileno())) as pipe:
-            pipe.shutdown(socket.SHUT_RDWR)
-        self._thread.join(timeout)
-
-    def poll(self) -> None:
-        """Has no status."""
-
-
-def in_threads(jobs: Sequence[bytes], run: Callable[[Connection], None] = serve) -> Workers:
-    made = Workers()
-    for rank, job in enumerate(jobs, 1):
-        ours, theirs = Pipe()
-        process = cast("subprocess.Popen[bytes]", Threaded(theirs, ours, run))
-        made.all.append(Worker(rank, process, ours, os.open(os.devnull, os.O_RDONLY)))
-        ours.send_bytes(job)
-    return made
 
 
 def logits(shard: TorchShard, ids: Sequence[int], pieces: Sequence[tuple[int, int]]) -> torch.Tensor:
