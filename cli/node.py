@@ -174,11 +174,9 @@ def _config(given: dict[str, Any]) -> DaemonConfig:
         raise InvalidRequest(f"weights {given['weights']!r}", cure="choose f32, bf16, int8 or int4")
     given["device"] = cuda_choice.resolved(given["device"])
     given["dtype"] = cuda_choice.dtype_on(given["device"], given["dtype"])
-    ranks: dict[str, str] = {}
-    if given["device"] == "cpu" and not given["preview"] and "torch" not in sys.modules and _import_lean():
-        ranks["rank_module"] = "paceline.node.lean_rank"
+    lean = given["device"] == "cpu" and not given["preview"] and "torch" not in sys.modules and _import_lean()
     from paceline.dht.kademlia import written_out
-    from paceline.engine.loading import LoadConfig
+    from paceline.engine.loading import RANK_MODULE, LoadConfig
     from paceline.net.host import NetConfig
     from paceline.node.config import NodeConfig
     from paceline.node.daemon import DaemonConfig
@@ -204,7 +202,7 @@ def _config(given: dict[str, Any]) -> DaemonConfig:
             **{name: given[name] for name in loading},
             kv_folder=home / "kv",
             prefix_bytes=given["prefix_mb"] << 20,
-            **ranks,
+            rank_module="paceline.node.lean_rank" if lean else RANK_MODULE,
         ),
         bootstrap=tuple(given["swarm"] or ()),
         net=NetConfig(

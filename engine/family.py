@@ -111,8 +111,7 @@ def _load(
     if span.end == len(manifest.layers):
         tail = ends.tail(model, *filler.tail(base.norm, model.lm_head, manifest))
         if part is not None:
-            widths = [end - start for start, end in part.vocabulary(manifest.vocab)]
-            tail.gather = functools.partial(part.gather, widths=widths)
+            tail.gather = part.everybody(manifest.vocab)
     return Parts(layers, rotaries, holder, head, tail, max_context(config, manifest))
 
 

@@ -17,6 +17,8 @@ from paceline.wire.messages import Dtype
 from paceline.wire.offers import Measured
 
 Report = Callable[[str, int, int], None]
+RANK_MODULE = "paceline.engine.tensor_worker"
+"""What a rank's process runs; a node may have one that imports less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class LoadConfig:
     weights: Weights = "f32"
     threads: int = 0
     tensor_parallel: int = 1
-    rank_module: str = "paceline.engine.tensor_worker"
+    rank_module: str = RANK_MODULE
     kv_positions: int = 65_536
     kv_folder: Path | None = None
     kv_spilled: int = 131_072

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.nn.functional import pad
 
 from paceline.wire.errors import UnsupportedModel, WorkerLost
 
+dist: Any = distributed
+"""Its stubs lack half of what is used here."""
 LOOPBACK = "127.0.0.1"
 STALL_S = 30.0
 """A rank that others wait for so long is taken for lost. Between two sums lies half a layer."""
@@ -43,13 +44,13 @@ class Group:
         except RuntimeError as error:
             raise WorkerLost(f"rank {self.rank} of {self.ranks} could not meet the others: {error}") from error
 
-    def _gloo(self, store: dist.Store, wait: timedelta) -> Any:
+    def _gloo(self, store: Any, wait: timedelta) -> Any:
         options = dist.ProcessGroupGloo._Options()
         options._devices = [dist.ProcessGroupGloo.create_device(hostname=LOOPBACK)]
         options._timeout = wait
         return dist.ProcessGroupGloo(store, self.rank, self.ranks, options)
 
-    def _nccl(self, store: dist.Store, wait: timedelta) -> Any:
+    def _nccl(self, store: Any, wait: timedelta) -> Any:
         if not dist.is_nccl_available():
             raise UnsupportedModel("this torch has no NCCL", cure="install torch for CUDA on Linux")
         for name, value in _NCCL.items():

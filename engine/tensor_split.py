@@ -65,6 +65,11 @@ class Part:
     join: Callable[[Tensor], Tensor]
     gather: Callable[[Tensor, list[int]], Tensor]
 
+    def everybody(self, vocab: int) -> Callable[[Tensor], Tensor]:
+        """Logits of this rank's words → those of all `vocab`."""
+        widths = [end - start for start, end in self.vocabulary(vocab)]
+        return lambda mine: self.gather(mine, widths)
+
     def vocabulary(self, vocab: int) -> list[Cut]:
         """Everybody's rows of the LM head."""
         return cuts(vocab, self.ranks)
@@ -109,7 +114,7 @@ class Part:
             return _narrow(whole, 0, _times(keys, size))
         if leaf == "qkv_proj":
             wide = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
-            parts = whole.split([heads * size for heads in wide])
+            parts = whole.split_with_sizes([heads * size for heads in wide])
             mine = zip(parts, (queries, keys, keys), strict=True)
             return torch.cat([_narrow(part, 0, _times(heads, size)) for part, heads in mine])
         if leaf == "o_proj":

@@ -21,7 +21,6 @@ from typing import Any
 from paceline.wire.errors import WorkerLost, from_code
 
 LOADED, READY = "loaded", "ready"
-MODULE = "paceline.engine.tensor_worker"
 _END_S = 2.0
 """How long an ended worker may take to be gone."""
 _LAST_WORDS_S = 2.0
@@ -48,7 +47,7 @@ class Workers:
     _on_lost: Callable[[], None] = lambda: None
 
     @classmethod
-    def start(cls, jobs: Sequence[bytes], module: str = MODULE) -> Workers:
+    def start(cls, jobs: Sequence[bytes], module: str = "paceline.engine.tensor_worker") -> Workers:
         """A process of `module` for each job, ranks 1 and up; they load while the caller does. Raises WorkerLost."""
         made = cls()
         for rank, job in enumerate(jobs, 1):

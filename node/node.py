@@ -164,7 +164,7 @@ class Node:
                 await self._serve()
             except* WorkerLost:
                 _log.error("a worker is lost", {"node": self.me})
-                with trio.move_on_after(_GOODBYE_S, shield=True):
+                with trio.move_on_after(_GOODBYE_S):
                     await self.directory.withdraw()
                     await self.links.flush(1.0)
                 raise

@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 import trio
 
 from paceline.consistency.upgrading import Holder, Move, Patience, Standing, decide
-from paceline.engine.shard import Spread
 from paceline.node.node import Node
-from paceline.node.services import LoadedService
+from paceline.node.services import LoadedService, end
 from paceline.node.weights import Weights
 from paceline.store.manifest import Manifest
 from paceline.wire.errors import PacelineError
@@ -129,8 +128,7 @@ class Upgrader:
         self._quiet_since.pop(id(service), None)
         self._node.unannounced = [it for it in self._node.unannounced if it is not service]
         self._node.table.services = [it for it in self._node.table.services if it is not service]
-        if isinstance(service.shard, Spread):
-            await trio.to_thread.run_sync(service.shard.end)
+        await end(service)
 
     def account(self) -> dict[str, object]:
         """For the node's status: what it took up, what it is about to, what failed; how far others are behind."""
