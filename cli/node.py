@@ -12,6 +12,7 @@ import typer
 from paceline.cli.console import console, progress
 
 if TYPE_CHECKING:
+    from paceline.engine.loading import LoadConfig
     from paceline.node.daemon import DaemonConfig
     from paceline.node.node import Node
 
@@ -32,8 +33,13 @@ Trust = Annotated[
 ]
 Follow = Annotated[bool, typer.Option(help="Take up newer releases of the model's name, beside the present one.")]
 
+Numbers = Annotated[str, typer.Option(help="Numbers to compute in: f32, bf16, f16; auto: bf16 on a GPU, else f32.")]
 WeightsForm = Annotated[
     str, typer.Option(help="Linear weights on a CPU: f32, bf16, int8 or int4. Rings are of one kind; a client may ask.")
+]
+WeightsGb = Annotated[
+    float,
+    typer.Option(help="Memory for weights, on a CPU in f32: layers beyond it are read from disk in each step; 0: all."),
 ]
 TensorParallel = Annotated[
     int,
@@ -106,12 +112,11 @@ def node(
     home: Annotated[Path | None, typer.Option(help="Where models and identity lie.", envvar="PACELINE_HOME")] = None,
     name: Annotated[str, typer.Option(help="Which identity of this machine to use.")] = "node",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto: a GPU where there is one.")] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="Numbers to compute in: f32, bf16, f16; auto: bf16 on a GPU, else f32.")
-    ] = "auto",
+    dtype: Numbers = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads for the model; 0: all cores.")] = 0,
     kv_positions: Annotated[int, typer.Option(help="Room for KV in memory, in positions.")] = 65_536,
     weights: WeightsForm = "f32",
+    weights_gb: WeightsGb = 0.0,
     tensor_parallel: TensorParallel = 1,
     kv_spilled: KvSpilled = 131_072,
     prefix_mb: PrefixMb = 1024,
@@ -176,7 +181,6 @@ def _config(given: dict[str, Any]) -> DaemonConfig:
     given["dtype"] = cuda_choice.dtype_on(given["device"], given["dtype"])
     lean = given["device"] == "cpu" and not given["preview"] and "torch" not in sys.modules and _import_lean()
     from paceline.dht.kademlia import written_out
-    from paceline.engine.loading import RANK_MODULE, LoadConfig
     from paceline.net.host import NetConfig
     from paceline.node.config import NodeConfig
     from paceline.node.daemon import DaemonConfig
@@ -184,26 +188,10 @@ def _config(given: dict[str, Any]) -> DaemonConfig:
 
     home = given["home"] or default_root().parent
     same = ("ready_file", "until_stdin_closes", "shadow", "link_profile", "crash_on_usr1", "metrics")
-    loading = (
-        "model",
-        "span",
-        "device",
-        "dtype",
-        "threads",
-        "kv_positions",
-        "kv_spilled",
-        "weights",
-        "tensor_parallel",
-    )
     return DaemonConfig(
         home=home,
         identity=home / "identities" / given["name"],
-        load=LoadConfig(
-            **{name: given[name] for name in loading},
-            kv_folder=home / "kv",
-            prefix_bytes=given["prefix_mb"] << 20,
-            rank_module="paceline.node.lean_rank" if lean else RANK_MODULE,
-        ),
+        load=_loading(given, home / "kv", lean),
         bootstrap=tuple(given["swarm"] or ()),
         net=NetConfig(
             listen_host=given["listen"],
@@ -226,6 +214,20 @@ def _config(given: dict[str, Any]) -> DaemonConfig:
         room_bytes=given["room_gb"] * 1e9,
         moves=given["move"],
         **{name: given[name] for name in same},
+    )
+
+
+def _loading(given: dict[str, Any], kv_folder: Path, lean: bool) -> LoadConfig:
+    """`lean`: this process left modules out; ranks of its span shall, too."""
+    from paceline.engine.loading import RANK_MODULE, LoadConfig
+
+    same = ("model", "span", "device", "dtype", "threads", "kv_positions", "kv_spilled", "weights", "tensor_parallel")
+    return LoadConfig(
+        **{name: given[name] for name in same},
+        weights_bytes=int(given["weights_gb"] * 1e9),
+        kv_folder=kv_folder,
+        prefix_bytes=given["prefix_mb"] << 20,
+        rank_module="paceline.node.lean_rank" if lean else RANK_MODULE,
     )
 
 

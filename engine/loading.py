@@ -26,6 +26,7 @@ class LoadConfig:
     """`span`: ``"all"``, ``"START:END"``, or ``"K/N"``: the K-th (from 1) of N parts of equal decode cost.
 
     `weights`: the form of linear weights on a CPU; part of the numerics class.
+    `weights_bytes`: of them in memory, 0: all; layers beyond that are run from the store's files.
     `threads`: the most that a step may use, 0: all cores; decode steps use fewer where that is faster.
     `tensor_parallel`: so many devices of this machine hold a part of every layer each, and KV stays in memory;
     each but the first is a process of `rank_module`.
@@ -39,6 +40,7 @@ class LoadConfig:
     dtype: Dtype = "f32"
     weights: Weights = "f32"
     threads: int = 0
+    weights_bytes: int = 0
     tensor_parallel: int = 1
     rank_module: str = RANK_MODULE
     kv_positions: int = 65_536
@@ -87,6 +89,12 @@ def load_beside(store: Store, manifest: Manifest, config: LoadConfig, like: Shar
 def _shard(store: Store, manifest: Manifest, config: LoadConfig, *, warm: bool = True) -> Shard:
     """The lean shard of a GPU where the family and the machine have one, else transformers' modules."""
     span, dtype = resolve_span(manifest, config.span), config.dtype
+    plain = (config.device, dtype, config.weights, config.tensor_parallel)
+    if config.weights_bytes and plain != ("cpu", "f32", "f32", 1):
+        raise InvalidRequest(
+            "layers are run from disk on a CPU in f32, in one process",
+            cure="leave out --weights-gb and serve a shorter span, or leave the other form out",
+        )
     if config.tensor_parallel > 1:
         return _parallel(store, manifest, span, config)
     lean = cuda_choice.lean_shard(store, manifest, span, config.device, dtype, config.kv_positions, warm=warm)
@@ -104,6 +112,7 @@ def _shard(store: Store, manifest: Manifest, config: LoadConfig, *, warm: bool =
         dtype=dtype,
         weights=config.weights,
         threads=config.threads,
+        budget=config.weights_bytes or None,
         kv=KvLimits(
             config.kv_positions, config.kv_spilled, config.kv_folder, PrefixLimits(disk_bytes=config.prefix_bytes)
         ),
