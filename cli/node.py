@@ -13,6 +13,7 @@ from paceline.cli.console import console, progress
 from paceline.cli.keeping import StoreGb
 
 if TYPE_CHECKING:
+    from paceline.engine.loading import LoadConfig
     from paceline.node.daemon import DaemonConfig
     from paceline.node.node import Node
 
@@ -36,8 +37,19 @@ StaleAfter = Annotated[
 ]
 Follow = Annotated[bool, typer.Option(help="Take up newer releases of the model's name, beside the present one.")]
 
+Numbers = Annotated[str, typer.Option(help="Numbers to compute in: f32, bf16, f16; auto: bf16 on a GPU, else f32.")]
 WeightsForm = Annotated[
     str, typer.Option(help="Linear weights on a CPU: f32, bf16, int8 or int4. Rings are of one kind; a client may ask.")
+]
+WeightsGb = Annotated[
+    float,
+    typer.Option(help="Memory for weights, on a CPU in f32: layers beyond it are read from disk in each step; 0: all."),
+]
+TensorParallel = Annotated[
+    int,
+    typer.Option(
+        help="Devices of this machine that hold a part of every layer each; GPUs from --device on, or processes.", min=1
+    ),
 ]
 KvSpilled = Annotated[
     int, typer.Option(help="Positions of KV beyond that, which lie on disk while other sessions run; 0: none.")
@@ -116,6 +128,8 @@ def node(
     threads: Annotated[int, typer.Option(help="CPU threads for the model; 0: all cores.")] = 0,
     kv_positions: Annotated[int, typer.Option(help="Room for KV in memory, in positions.")] = 65_536,
     weights: WeightsForm = "f32",
+    weights_gb: WeightsGb = 0.0,
+    tensor_parallel: TensorParallel = 1,
     kv_spilled: KvSpilled = 131_072,
     prefix_mb: PrefixMb = 1024,
     shared_prefixes: SharedPrefixes = False,
@@ -180,10 +194,8 @@ def _config(given: dict[str, Any]) -> DaemonConfig:
         raise InvalidRequest(f"weights {given['weights']!r}", cure="choose f32, bf16, int8 or int4")
     given["device"] = cuda_choice.resolved(given["device"])
     given["dtype"] = cuda_choice.dtype_on(given["device"], given["dtype"])
-    if given["device"] == "cpu" and not given["preview"] and "torch" not in sys.modules:
-        _import_lean()
+    lean = given["device"] == "cpu" and not given["preview"] and "torch" not in sys.modules and _import_lean()
     from paceline.dht.kademlia import written_out
-    from paceline.engine.loading import LoadConfig
     from paceline.net.host import NetConfig
     from paceline.node.config import NodeConfig
     from paceline.node.daemon import DaemonConfig
@@ -191,13 +203,10 @@ def _config(given: dict[str, Any]) -> DaemonConfig:
 
     home = given["home"] or default_root().parent
     same = ("ready_file", "until_stdin_closes", "shadow", "link_profile", "crash_on_usr1", "metrics", "source")
-    loading = ("model", "span", "device", "dtype", "threads", "kv_positions", "kv_spilled", "weights")
     return DaemonConfig(
         home=home,
         identity=home / "identities" / given["name"],
-        load=LoadConfig(
-            **{name: given[name] for name in loading}, kv_folder=home / "kv", prefix_bytes=given["prefix_mb"] << 20
-        ),
+        load=_loading(given, home / "kv", lean),
         bootstrap=tuple(given["swarm"] or ()),
         net=NetConfig(
             listen_host=given["listen"],
@@ -225,6 +234,20 @@ def _config(given: dict[str, Any]) -> DaemonConfig:
     )
 
 
+def _loading(given: dict[str, Any], kv_folder: Path, lean: bool) -> LoadConfig:
+    """`lean`: this process left modules out; ranks of its span shall, too."""
+    from paceline.engine.loading import RANK_MODULE, LoadConfig
+
+    same = ("model", "span", "device", "dtype", "threads", "kv_positions", "kv_spilled", "weights", "tensor_parallel")
+    return LoadConfig(
+        **{name: given[name] for name in same},
+        weights_bytes=int(given["weights_gb"] * 1e9),
+        kv_folder=kv_folder,
+        prefix_bytes=given["prefix_mb"] << 20,
+        rank_module="paceline.node.lean_rank" if lean else RANK_MODULE,
+    )
+
+
 def _serve(config: DaemonConfig) -> None:
     import trio
 
@@ -247,16 +270,18 @@ def _serve(config: DaemonConfig) -> None:
     console.print("left the swarm")
 
 
-def _import_lean() -> None:
-    """Leave out what a span never runs: 250 MB, and half of the start-up time."""
+def _import_lean() -> bool:
+    """Leave out what a span never runs: 250 MB, and half of the start-up time. False where all was asked for."""
     from paceline.engine import lean_imports as engine_rows
     from paceline.engine import memory
     from paceline.net import lean_imports as net_rows
     from paceline.node import placeholders
 
     memory.few_arenas()
-    if _FULL not in os.environ:
-        placeholders.install((*engine_rows.ROWS, *net_rows.ROWS), engine_rows.HIDDEN)
+    if _FULL in os.environ:
+        return False
+    placeholders.install((*engine_rows.ROWS, *net_rows.ROWS), engine_rows.HIDDEN)
+    return True
 
 
 def _start_over(error: Exception) -> NoReturn:

@@ -6,6 +6,7 @@ something else out there is refused, not run wrong.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,6 +34,8 @@ class Tail:
         self._cap = getattr(config, "final_logit_softcapping", None)
         self._times = getattr(config, "logit_scale", None)
         self._over = getattr(config, "logits_scaling", None)
+        self.gather: Callable[[Tensor], Tensor] | None = None
+        """Where ranks hold a part of the LM head each: everybody's logits side by side."""
 
     def __call__(self, hidden: Tensor) -> Tensor:
         return self.logits(self._norm(hidden))
@@ -40,6 +43,8 @@ class Tail:
     def logits(self, normed: Tensor) -> Tensor:
         """LM head and what follows it, without the norm."""
         logits: Tensor = self._lm_head(normed)
+        if self.gather is not None:
+            logits = self.gather(logits)
         if self._times is not None:
             logits = logits * self._times
         if self._over is not None:

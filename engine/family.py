@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from paceline.engine import attention, ends, linear
+from paceline.engine import attention, ends, linear, tensor_split
 from paceline.engine.blocks import DTYPES, read_tensors
 from paceline.engine.kv import StepHolder
 from paceline.engine.lean import lean
+from paceline.engine.mapped import leave_mapped, resident, stays_mapped
 from paceline.engine.shard import Weights
 from paceline.store.manifest import Block, Manifest
 from paceline.store.store import Store
@@ -40,6 +42,9 @@ _LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 """Rotary embeddings whose angles depend on the sequence's length: exact only below the original context."""
 _SMALL = 1 << 20
 """Bytes below which a parameter is copied out of a mapping that is otherwise no longer needed."""
+
+_building = threading.Lock()
+"""Empty modules are built under switches of torch and transformers that hold for the whole process."""
 
 Rotary = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -66,30 +71,67 @@ def load(
     *,
     packed: bool,
     weights: Weights = "f32",
+    part: tensor_split.Part | None = None,
+    budget: int | None = None,
 ) -> Parts:
     """Build and fill a span. Raises UnsupportedModel, ModelNotFound, CorruptBlock.
 
     `packed`: linear weights are copied once into the layout that the CPU multiplies fastest; otherwise they stay
-    pages of the store's files. `weights`: the form of those that are packed.
+    pages of the store's files. `weights`: the form of those that are packed. `part`: of every layer and of the LM head
+    only what one rank of several holds; the embedding then is the first rank's alone. Nothing is joined while loading.
+    `budget`: bytes of packed weights; layers beyond it stay pages of the files (engine.mapped).
     """
     if span.end > len(manifest.layers):
         raise UnsupportedModel(f"span {span} of a model of {len(manifest.layers)} layers")
+    with _building:
+        return _load(store, manifest, span, device, dtype, packed, weights, part, budget)
+
+
+def _load(
+    store: Store,
+    manifest: Manifest,
+    span: Span,
+    device: torch.device,
+    dtype: Dtype,
+    packed: bool,
+    weights: Weights,
+    part: tensor_split.Part | None,
+    budget: int | None,
+) -> Parts:
     config = configuration(manifest)
     model = _skeleton(config, DTYPES[dtype])
     base, holder = model.model, StepHolder()
-    filler = _Filler(store, model, device, DTYPES[dtype], packed and linear.can_pack(device, DTYPES[dtype]), weights)
+    packed = packed and linear.can_pack(device, DTYPES[dtype])
+    filler = _Filler(store, model, device, DTYPES[dtype], packed, weights, part)
     base.rotary_emb = type(base.rotary_emb)(config).to(device)
     rotaries = _rotaries(base.rotary_emb, config, span)
+    held, tail_held = len(span), True
+    if budget is not None and packed:
+        held, tail_held = _held(manifest, span, DTYPES[dtype].itemsize, budget)
     layers = [
-        filler.layer(base.layers[at], manifest.layers[at], holder, rotary)
+        (filler.layer if at - span.start < held else filler.mapped_layer)(
+            base.layers[at], manifest.layers[at], holder, rotary
+        )
         for at, rotary in zip(range(span.start, span.end), rotaries, strict=True)
     ]
     head = tail = None
-    if span.start == 0:
+    if span.start == 0 and (part is None or part.rank == 0):
         head = ends.head(model, filler.fill(base.embed_tokens, manifest.embed))
     if span.end == len(manifest.layers):
-        tail = ends.tail(model, *filler.tail(base.norm, model.lm_head, manifest))
+        tail = ends.tail(model, *filler.tail(base.norm, model.lm_head, manifest, mapped=not tail_held))
+        if part is not None:
+            tail.gather = part.everybody(manifest.vocab)
     return Parts(layers, rotaries, holder, head, tail, max_context(config, manifest))
+
+
+def _held(manifest: Manifest, span: Span, number: int, budget: int) -> tuple[int, bool]:
+    """See `engine.mapped.resident`. `number`: bytes of one in memory."""
+    wider = number / DTYPES[manifest.dtype].itemsize
+    sizes = [round(manifest.layers[at].size * wider) for at in range(span.start, span.end)]
+    last = 0
+    if span.end == len(manifest.layers):
+        last = round((manifest.embed.size if manifest.tied else manifest.head.size) * wider)
+    return resident(sizes, last, budget)
 
 
 def configuration(manifest: Manifest) -> Any:
@@ -153,35 +195,75 @@ class _Filler:
         dtype: torch.dtype,
         packed: bool,
         weights: Weights,
+        part: tensor_split.Part | None,
     ) -> None:
         self._store, self._model, self._device, self._dtype = store, model, device, dtype
-        self._packed, self._weights = packed, weights
+        self._packed, self._weights, self._part = packed, weights, part
         strict = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
         loose = getattr(model, "_keep_in_fp32_modules", None) or ()
         self._in_f32 = {*strict, *(loose if dtype == torch.float16 else ())}
 
     def layer(self, layer: nn.Module, block: Block, holder: StepHolder, rotary: Rotary) -> nn.Module:
-        for module in self.fill(layer, block).modules():
+        for module in self._fill_part(layer, block).modules():
             if hasattr(module, "layer_idx"):
                 module.paceline = holder  # type: ignore[assignment]
-        if not self._packed:
-            return layer
 
         def turn(n: int) -> tuple[Tensor, Tensor]:
             return rotary(torch.empty(1, 1, 1), torch.arange(n)[None])
 
-        return lean(layer, turn, self._weights) or self._pack(layer)
+        if self._packed:
+            layer = lean(layer, turn, self._weights) or self._pack(layer)
+        if self._part is not None:
+            tensor_split.connect(layer, self._part)
+        return layer
+
+    def mapped_layer(self, layer: nn.Module, block: Block, holder: StepHolder, rotary: Rotary) -> nn.Module:
+        """A layer that is run from the file's pages."""
+        self._bind(layer, self._as_they_lie(layer, read_tensors(self._store.path(block.digest))))
+        for module in layer.modules():
+            if hasattr(module, "layer_idx"):
+                module.paceline = holder  # type: ignore[assignment]
+        leave_mapped(layer, self._dtype)
+        return layer
+
+    def _as_they_lie(self, module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Large weights as they are in the file; the rest in memory."""
+        return {
+            name: tensor if stays_mapped(module, name, tensor) else self._placed(name, tensor).clone()
+            for name, tensor in tensors.items()
+        }
+
+    def _fill_part(self, layer: nn.Module, block: Block) -> nn.Module:
+        if self._part is None:
+            return self.fill(layer, block)
+        config, mapped = self._model.config, read_tensors(self._store.path(block.digest))
+        tensors = {name: self._placed(name, self._part.cut(name, whole, config)) for name, whole in mapped.items()}
+        tensor_split.fit(layer, tensors)
+        tensor_split.localise(layer, self._part)
+        self._bind(layer, tensors)
+        return layer
 
     def fill(self, module: nn.Module, block: Block) -> nn.Module:
         self._bind(module, self._tensors(block))
         return module
 
-    def tail(self, norm: nn.Module, lm_head: nn.Module, manifest: Manifest) -> tuple[nn.Module, nn.Module]:
-        """`norm` and the LM head, filled."""
-        tensors = self._tensors(manifest.head)
+    def tail(
+        self, norm: nn.Module, lm_head: nn.Module, manifest: Manifest, *, mapped: bool
+    ) -> tuple[nn.Module, nn.Module]:
+        """`norm` and the LM head, filled. `mapped`: run the latter from the file's pages."""
+        found = read_tensors(self._store.path(manifest.head.digest))
         if manifest.tied:
-            tensors["lm_head.weight"] = self._tensors(manifest.embed)["weight"]
+            found["lm_head.weight"] = read_tensors(self._store.path(manifest.embed.digest))["weight"]
         both = nn.ModuleDict({"norm": norm, "lm_head": lm_head})
+        if self._part is not None:
+            start, end = self._part.vocabulary(manifest.vocab)[self._part.rank]
+            found |= {name: whole[start:end] for name, whole in found.items() if name.startswith("lm_head.")}
+            tensor_split.fit(both, found)
+        if mapped:
+            self._bind(both, self._as_they_lie(both, found))
+            leave_mapped(both, self._dtype)
+            return both["norm"], both["lm_head"]
+        tensors = {name: self._placed(name, tensor) for name, tensor in found.items()}
         self._bind(both, tensors)
         self._pack(both)
         return both["norm"], both["lm_head"]

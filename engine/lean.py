@@ -57,6 +57,8 @@ class LeanLayer(nn.Module):
         self._qkv = product(torch.cat([part.weight.data for part in (q, k, v)]), bias, weights)
         self._o, self._gate, self._up, self._down = (_product(part, weights) for part in (o, gate, up, down))
         self.hidden = q.in_features
+        self.join: Callable[[Tensor], Tensor] | None = None
+        """Where ranks hold a part of the layer each: the sum of their partial products (engine.tensor_split)."""
 
     def forward(self, hidden: Tensor, turned: Angles, step: PackedStep) -> Tensor:
         """``[rows, hidden]`` → the same."""
@@ -70,13 +72,16 @@ class LeanLayer(nn.Module):
         query, key, value = turning[:, :heads], turning[:, heads:], mixed[:, heads + kv :]
         step.update(key.transpose(0, 1)[None], value.transpose(0, 1)[None], self.index)
         seen = attend_rows(step, self.index, query.transpose(0, 1), self.scale, self.window)
-        hidden = self._o.plus(seen.transpose(0, 1).reshape(rows, heads * size), hidden)
+        hidden = self._plus(self._o, seen.transpose(0, 1).reshape(rows, heads * size), hidden)
         normed = rms_norm(hidden, (self.hidden,), *self._second)
         if isinstance(self._gate, Packed) and isinstance(self._up, Packed):
             inner = self._up.times(normed, self._gate.swish(normed))
         else:
             inner = silu(self._gate(normed)).mul_(self._up(normed))
-        return self._down.plus(inner, hidden)
+        return self._plus(self._down, inner, hidden)
+
+    def _plus(self, last: Product, x: Tensor, hidden: Tensor) -> Tensor:
+        return last.plus(x, hidden) if self.join is None else self.join(last(x)).add_(hidden)
 
 
 Norm = tuple[Tensor, float]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from paceline.engine import cuda_choice, default_model
@@ -16,6 +17,8 @@ from paceline.wire.messages import Dtype
 from paceline.wire.offers import Measured
 
 Report = Callable[[str, int, int], None]
+RANK_MODULE = "paceline.engine.tensor_worker"
+"""What a rank's process runs; a node may have one that imports less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +26,10 @@ class LoadConfig:
     """`span`: ``"all"``, ``"START:END"``, or ``"K/N"``: the K-th (from 1) of N parts of equal decode cost.
 
     `weights`: the form of linear weights on a CPU; part of the numerics class.
+    `weights_bytes`: of them in memory, 0: all; layers beyond that are run from the store's files.
     `threads`: the most that a step may use, 0: all cores; decode steps use fewer where that is faster.
+    `tensor_parallel`: so many devices of this machine hold a part of every layer each, and KV stays in memory;
+    each but the first is a process of `rank_module`.
     `kv_positions`: KV in memory, in positions of the span. With a `kv_folder`, up to `kv_spilled` positions more may
     lie in files there while others run, and up to `prefix_bytes` of what closed sessions computed.
     """
@@ -34,6 +40,9 @@ class LoadConfig:
     dtype: Dtype = "f32"
     weights: Weights = "f32"
     threads: int = 0
+    weights_bytes: int = 0
+    tensor_parallel: int = 1
+    rank_module: str = RANK_MODULE
     kv_positions: int = 65_536
     kv_folder: Path | None = None
     kv_spilled: int = 131_072
@@ -80,6 +89,14 @@ def load_beside(store: Store, manifest: Manifest, config: LoadConfig, like: Shar
 def _shard(store: Store, manifest: Manifest, config: LoadConfig, *, warm: bool = True) -> Shard:
     """The lean shard of a GPU where the family and the machine have one, else transformers' modules."""
     span, dtype = resolve_span(manifest, config.span), config.dtype
+    plain = (config.device, dtype, config.weights, config.tensor_parallel)
+    if config.weights_bytes and plain != ("cpu", "f32", "f32", 1):
+        raise InvalidRequest(
+            "layers are run from disk on a CPU in f32, in one process",
+            cure="leave out --weights-gb and serve a shorter span, or leave the other form out",
+        )
+    if config.tensor_parallel > 1:
+        return _parallel(store, manifest, span, config)
     lean = cuda_choice.lean_shard(store, manifest, span, config.device, dtype, config.kv_positions, warm=warm)
     if lean is not None:
         return lean
@@ -95,9 +112,28 @@ def _shard(store: Store, manifest: Manifest, config: LoadConfig, *, warm: bool =
         dtype=dtype,
         weights=config.weights,
         threads=config.threads,
+        budget=config.weights_bytes or None,
         kv=KvLimits(
             config.kv_positions, config.kv_spilled, config.kv_folder, PrefixLimits(disk_bytes=config.prefix_bytes)
         ),
+    )
+
+
+def _parallel(store: Store, manifest: Manifest, span: Span, config: LoadConfig) -> Shard:
+    from paceline.engine.tensor_parallel import TensorParallelShard
+    from paceline.engine.tensor_workers import Workers
+
+    return TensorParallelShard.load(
+        store,
+        manifest,
+        span,
+        config.tensor_parallel,
+        device=config.device,
+        dtype=config.dtype,
+        weights=config.weights,
+        threads=config.threads,
+        kv_positions=config.kv_positions,
+        start=partial(Workers.start, module=config.rank_module),
     )
 
 

@@ -160,6 +160,19 @@ class Shard(Protocol):
 
 
 @runtime_checkable
+class Spread(Protocol):
+    """What a shard offers beside `Shard` that other processes of this machine compute along with."""
+
+    def check(self) -> None:
+        """Raises WorkerLost where one of them is known to be gone. Quick, from any thread."""
+        ...
+
+    def end(self) -> None:
+        """End them. The shard computes no more."""
+        ...
+
+
+@runtime_checkable
 class Paged(Protocol):
     """What a shard may offer beside `Shard`: more sessions than memory holds, and prefixes computed once.
 

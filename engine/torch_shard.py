@@ -93,14 +93,16 @@ class TorchShard:
         packed: bool = True,
         weights: Weights = "f32",
         kv: KvLimits | None = None,
+        budget: int | None = None,
     ) -> TorchShard:
         """Load a span. `threads` 0 leaves torch's choice; `kv` goes before `kv_positions`.
-        `weights`: the form of packed linear weights, part of the numerics class; rows stay in `dtype`.
+        `weights`: the form of packed linear weights, part of the numerics class; rows stay in `dtype`. `budget`: bytes
+        of them in memory; layers beyond it are run from the store's files (engine.mapped).
 
         Raises UnsupportedModel, ModelNotFound, CorruptBlock.
         """
         where = torch.device(device)
-        parts = family.load(store, manifest, span, where, dtype, packed=packed, weights=weights)
+        parts = family.load(store, manifest, span, where, dtype, packed=packed, weights=weights, budget=budget)
         return cls(parts, manifest, span, dtype, where, kv or KvLimits(kv_positions), weights, threads)
 
     @property

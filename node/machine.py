@@ -30,10 +30,15 @@ def subject_of(manifest: Manifest, load: LoadConfig, room_bytes: float) -> Subje
     capacity = max(1, min(len(manifest.layers), int((room - ends) / layer_bytes)))
     speed = _read_bytes_per_s() if load.device == "cpu" else GPU_BYTES_PER_S
     blank = Service(
-        manifest.name, manifest.revision, 0, 1, len(manifest.layers), manifest.hidden, f"{load.device}-{load.dtype}",
+        manifest.name, manifest.revision, 0, 1, len(manifest.layers), manifest.hidden, _numerics(load),
         Measured(0.0, 0.0), 0, min(manifest.max_context, 32_768),
     )  # fmt: skip
     return Subject(blank, Device(layer_bytes / speed, capacity))
+
+
+def _numerics(load: LoadConfig) -> str:
+    parts = f"-tp{load.tensor_parallel}" if load.tensor_parallel > 1 else ""
+    return f"{load.device}-{load.dtype}{parts}"
 
 
 def _free_bytes() -> float:

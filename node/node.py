@@ -29,7 +29,7 @@ from paceline.node.stage_loop import StageLoop
 from paceline.node.surroundings import Surroundings
 from paceline.node.tracing import Tracing
 from paceline.node.weights_fetch import Fetcher
-from paceline.wire.errors import PacelineError
+from paceline.wire.errors import PacelineError, WorkerLost
 from paceline.wire.ids import PeerId
 from paceline.wire.messages import (
     BlockPiece,
@@ -47,6 +47,8 @@ from paceline.wire.offers import Service
 from paceline.wire.releases import SignedRelease
 
 _log = logging.getLogger("paceline.node")
+
+_GOODBYE_S = 3.0
 
 SESSION_MESSAGES = get_args(SessionMessage)
 
@@ -152,22 +154,35 @@ class Node:
     # --- life ---------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Serve until `leave` was called and the drain is over, or until cancelled. `ready` is set once announced."""
+        """Serve until `leave` was called and the drain is over, or until cancelled. `ready` is set once announced.
+
+        Raises WorkerLost, in a group, where a span lost one of its processes: the node says goodbye and ends.
+        """
         async with AsyncExitStack() as stack:
             stack.callback(self.engine.close)
             await stack.enter_async_context(self.links.run())
             await stack.enter_async_context(self.directory.run())
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self.loop.run)
-                nursery.start_soon(self.desk.run)
-                await self.offering.announce()
-                self.ready.set()
-                _log.info("serving", {"node": self.me, "spans": [str(it.shard.span) for it in self.table.services]})
-                nursery.start_soon(self.offering.run)
-                nursery.start_soon(self.surroundings.run)
-                await self._leaving.wait()
-                await self._drain()
-                nursery.cancel_scope.cancel()
+            try:
+                await self._serve()
+            except* WorkerLost:
+                _log.error("a worker is lost", {"node": self.me})
+                with trio.move_on_after(_GOODBYE_S):
+                    await self.directory.withdraw()
+                    await self.links.flush(1.0)
+                raise
+
+    async def _serve(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.loop.run)
+            nursery.start_soon(self.desk.run)
+            await self.offering.announce()
+            self.ready.set()
+            _log.info("serving", {"node": self.me, "spans": [str(it.shard.span) for it in self.table.services]})
+            nursery.start_soon(self.offering.run)
+            nursery.start_soon(self.surroundings.run)
+            await self._leaving.wait()
+            await self._drain()
+            nursery.cancel_scope.cancel()
 
     def leave(self) -> None:
         """Begin the drain: no new sessions, let the present ones finish or move, then end."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from paceline.engine.shard import Spread
 from paceline.wire.offers import Offer
 
 if TYPE_CHECKING:
@@ -42,7 +43,10 @@ class Offering:
         )
 
     async def announce(self) -> None:
-        """Publish the present offer."""
+        """Publish the present offer. Raises WorkerLost where a span lacks one of its processes."""
+        for service in self._node.table.services:
+            if isinstance(service.shard, Spread):
+                service.shard.check()
         await self._node.directory.announce(self.offer())
 
     async def run(self) -> None:

@@ -17,7 +17,7 @@ import msgspec
 import trio
 
 from paceline.node.node import Node
-from paceline.node.services import LoadedService
+from paceline.node.services import LoadedService, end
 from paceline.routing.flow import Held
 from paceline.routing.placement import Device, Preview, choose_span, coverage, holders, should_move
 from paceline.routing.view import swarm_view
@@ -120,6 +120,7 @@ class Placing:
             node.table.counters["moves_failed"] += 1
             return False
         if not await self._spared(old.shard.span, new.shard.span):
+            await end(new)
             return False
         node.table.services.append(new)
         node.unannounced.append(old)
@@ -133,6 +134,7 @@ class Placing:
             await trio.sleep(0.5)
         node.table.services.remove(old)
         node.unannounced.remove(old)
+        await end(old)
         node.table.counters["moves"] += 1
         return True
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from paceline.engine.shard import Shard
+import trio
+
+from paceline.engine.shard import Shard, Spread
 from paceline.node.grammar import Grammars, GrammarState
 from paceline.wire.errors import UnsupportedModel
 from paceline.wire.ids import Revision, Span
@@ -46,6 +48,12 @@ class LoadedService:
             sessions=sessions,
             shadow=self.shadow,
         )
+
+
+async def end(service: LoadedService) -> None:
+    """A service that nobody rides any more: end the processes that computed along."""
+    if isinstance(service.shard, Spread):
+        await trio.to_thread.run_sync(service.shard.end)
 
 
 def serving(services: Sequence[LoadedService], revision: bytes, span: Span) -> LoadedService | None:

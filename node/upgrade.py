@@ -16,7 +16,7 @@ import trio
 
 from paceline.consistency.upgrading import Holder, Move, Patience, Standing, aim, decide
 from paceline.node.node import Node
-from paceline.node.services import LoadedService
+from paceline.node.services import LoadedService, end
 from paceline.node.weights import Weights
 from paceline.store.errors import StoreError
 from paceline.store.manifest import Manifest
@@ -111,7 +111,7 @@ class Upgrader:
             self._tell("revision quiet", service.model, service.revision)
             await self._node.offering.announce()
         elif move is Move.DROP:
-            self._drop(service)
+            await self._drop(service)
 
     async def _keep(self, service: LoadedService) -> None:
         """What was to go is wanted again: its publisher went back before it was dropped."""
@@ -159,10 +159,11 @@ class Upgrader:
         self._tell("revision taken up", service.model, new, seconds=round(trio.current_time() - began, 3))
         await self._node.offering.announce()
 
-    def _drop(self, service: LoadedService) -> None:
+    async def _drop(self, service: LoadedService) -> None:
         self._quiet_since.pop(id(service), None)
         self._node.unannounced = [it for it in self._node.unannounced if it is not service]
         self._node.table.services = [it for it in self._node.table.services if it is not service]
+        await end(service)
         self._tell("revision dropped", service.model, service.revision)
 
     def _tell(self, event: str, model: str, revision: bytes, **facts: object) -> None:

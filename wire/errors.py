@@ -95,6 +95,12 @@ class SessionLost(PeerUnavailable):
     code = "session_lost"
 
 
+class WorkerLost(PeerUnavailable):
+    """One of the processes that compute a node's span together has ended or stands still: the node ends with it."""
+
+    code = "worker_lost"
+
+
 class Overloaded(PacelineError):
     """A bound was reached: KV room, queue, bandwidth. Try again later or elsewhere."""
 
