@@ -184,6 +184,8 @@ class ClientCore:
             ends=options.ends,
             max_stages=options.max_stages,
             chunk=options.chunk,
+            objective=options.objective,
+            seed=int.from_bytes(request.session[:8], "big"),
         )
         services = view.table(request.revision).services
         numerics = options.numerics or (services[0].numerics if services else "")
