@@ -99,7 +99,6 @@ Source = Annotated[
         "taken only if they have the hashes that the manifest names."
     ),
 ]
-Numbers = Annotated[str, typer.Option(help="Numbers to compute in: f32, bf16, f16; auto: bf16 on a GPU, else f32.")]
 Region = Annotated[str, typer.Option(help="Where this machine stands, for clients who ask for certain regions.")]
 Move = Annotated[
     bool, typer.Option(help="With `auto`: change to other layers later, where the swarm gains a tenth by it.")

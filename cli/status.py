@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from paceline.cli.console import console
-from paceline.cli.talk import Home, Model, Swarm
+from paceline.cli.talk import Home, Model, Objective, Swarm
 from paceline.wire.limits import MAX_STAGES
 
 if TYPE_CHECKING:
@@ -103,19 +103,25 @@ def route(
     region: Annotated[list[str] | None, typer.Option(help="Only nodes of this region (repeat).")] = None,
     numerics: Annotated[str | None, typer.Option(help="Only this numerics class.")] = None,
     max_hops: Annotated[int, typer.Option(help="Most stages of the ring.", min=1)] = MAX_STAGES,
+    objective: Objective = "latency",
+    draw: Annotated[
+        int, typer.Option(help="Seed of the draw, where the objective draws; a session has its own.", min=0)
+    ] = 0,
     brief: Annotated[bool, typer.Option("--brief/--explain", help="Leave the runner-up out: quicker.")] = False,
 ) -> None:
-    """Which ring a request would ride now, what it is predicted to cost, and by how much the runner-up loses.
+    """Which ring a request would ride now, what it is predicted to cost, and how the runner-up compares.
 
     `--trusted`: only these may ride. `--without`: these may not. `--ends`: only these hold the first and last layers.
     """
     import trio
 
     from paceline.client.connect import ClientConfig, as_addresses
+    from paceline.client.options import objective_named
 
     wanted = {
         "positions": max(positions, prompt), "prompt": prompt, "trusted": _set(trusted), "ends": _set(ends),
         "excluded": _set(without) or frozenset(), "regions": _set(region), "numerics": numerics, "max_stages": max_hops,
+        "objective": objective_named(objective), "seed": draw % (1 << 64),
     }  # fmt: skip
     config = ClientConfig(as_addresses(swarm), home)
     sys.stdout.write(trio.run(_explained, config, model, revision, wanted, brief) + "\n")
@@ -132,7 +138,7 @@ async def _explained(
 
     from paceline.client.chooser import newest_revision
     from paceline.client.connect import connect
-    from paceline.routing.ring import RingRequest, cheapest_ring, explain, runner_up
+    from paceline.routing.ring import RingRequest, chosen_ring, explain, runner_up
 
     async with connect(config) as core:
         name = await core.model_name(model, 5.0)
@@ -141,5 +147,5 @@ async def _explained(
         view, found = await newest_revision(core.swarm, name, 5.0)
         if revision is not None:
             found = next((it for it in view.revisions if it.hex().startswith(revision.lower())), bytes(32))
-        plan = cheapest_ring(view, RingRequest(found, **wanted))
+        plan = chosen_ring(view, RingRequest(found, **wanted))
         return explain(plan) if brief else explain(plan, runner_up(view, plan))

@@ -26,6 +26,13 @@ MaxTokens = Annotated[int, typer.Option(help="At most this many tokens.", min=1)
 Temperature = Annotated[float, typer.Option(help="0: always the most likely token.", min=0.0)]
 TopP = Annotated[float, typer.Option(help="Keep the likeliest tokens of this total probability.")]
 Seed = Annotated[int | None, typer.Option(help="Same seed, same answer.")]
+Objective = Annotated[
+    str,
+    typer.Option(
+        help="What the ring is chosen for: latency; throughput, where the answer may take its time; fair, where equals "
+        "shall work alike."
+    ),
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say who ran which layers, and how fast.")]
 
 
@@ -71,6 +78,7 @@ def generate(
     seed: Seed = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text (repeatable).")] = None,
     home: Home = None,
+    objective: Objective = "latency",
     verbose: Verbose = False,
 ) -> None:
     """Continue a text. The answer goes to standard output, everything else to standard error."""
@@ -81,7 +89,7 @@ def generate(
         raise InvalidRequest("the prompt is empty")
     with Client(swarm, home=home) as client:
         raise_instead()
-        options = _options(model, max_tokens, temperature, top_p, seed, stop)
+        options = _options(model, max_tokens, temperature, top_p, seed, stop) | {"objective": objective}
         with client.generate(text, **options) as answer:
             stream_to_stdout(answer)
         if verbose:

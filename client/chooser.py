@@ -1,4 +1,4 @@
-"""Which ring a session rides: the cheapest at first, and after a loss the one that keeps all survivors.
+"""Which ring a session rides: at first what its objective asks for, and after a loss what keeps all survivors.
 
 Stands between the owner's NeedRoute and routing. Bans lift where everybody would be banned: a peer that answers again
 may ride again.
@@ -13,7 +13,7 @@ from dataclasses import replace
 import trio
 
 from paceline.client.swarm import Swarm
-from paceline.routing.ring import RingPlan, RingRequest, cheapest_ring, repriced, reroute, ridden, standbys
+from paceline.routing.ring import RingPlan, RingRequest, chosen_ring, repriced, reroute, ridden, standbys
 from paceline.routing.view import SwarmView
 from paceline.wire.errors import ModelNotFound, NoRoute, PacelineError, PeerUnavailable
 from paceline.wire.ids import PeerId
@@ -33,13 +33,13 @@ class Chooser:
         self._gone: set[PeerId] = set()
 
     async def first(self) -> tuple[Stage, ...]:
-        """The cheapest ring, without peers whose link has just failed if that is possible. Raises NoRoute."""
+        """The ring that the objective asks for, if possible without peers whose link just fell. Raises NoRoute."""
         view = await self._swarm.view(self.model)
         shunned = self._swarm.fallen(view.offers)
         try:
-            self.plan = cheapest_ring(view, self._but(shunned))
+            self.plan = chosen_ring(view, self._but(shunned))
         except NoRoute:
-            self.plan = cheapest_ring(view, self._but(frozenset()))
+            self.plan = chosen_ring(view, self._but(frozenset()))
         return self._route(view, self.plan, shunned)
 
     @property
@@ -96,7 +96,7 @@ class Chooser:
         return self._route(view, new, frozenset(away | set(slow)))
 
     def _without(self, view: SwarmView, plan: RingPlan, slow: frozenset[PeerId]) -> list[RingPlan]:
-        """Rings without the `slow`: the plan repaired, and the cheapest of all."""
+        """Rings without the `slow`: the plan repaired, and another one of the same objective."""
         request = replace(plan.request, excluded=plan.request.excluded | slow)
         if not request.mix_numerics:
             request = replace(request, numerics=plan.numerics)
@@ -104,7 +104,7 @@ class Chooser:
         with suppress(NoRoute):
             found.append(self._promoted(plan, slow) or reroute(view, plan, slow))
         with suppress(NoRoute):
-            found.append(replace(cheapest_ring(view, request), request=plan.request))
+            found.append(replace(chosen_ring(view, request), request=plan.request))
         return found
 
     def _but(self, gone: frozenset[PeerId]) -> RingRequest:
@@ -116,7 +116,7 @@ class Chooser:
 
     def _repaired(self, view: SwarmView, gone: frozenset[PeerId]) -> tuple[Stage, ...]:
         if self.plan is None:
-            self.plan = cheapest_ring(view, self._but(gone))
+            self.plan = chosen_ring(view, self._but(gone))
         else:
             plan = replace(self.plan, request=self._but(gone))
             self.plan = self._promoted(plan, gone) or reroute(view, plan, gone)

@@ -228,6 +228,8 @@ class ClientCore:
             ends=options.ends,
             max_stages=options.max_stages,
             chunk=options.chunk,
+            objective=options.objective,
+            seed=int.from_bytes(request.session[:8], "big"),
         )
         stream = Stream(model.tokenizer if model else None, options.stops())
         stream.remember(owner.log[len(request.prompt) :])

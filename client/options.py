@@ -8,9 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from paceline.routing.plan import OBJECTIVES, Objective
 from paceline.wire.errors import InvalidRequest
 from paceline.wire.limits import MAX_STAGES
 from paceline.wire.sampling import SamplingParams
+
+__all__ = ["GenerateOptions", "Messages", "Objective", "Prompt", "json_schema", "lark", "objective_named"]
 
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any]]
@@ -25,8 +28,9 @@ class GenerateOptions:
     docs/revisions.md. `trusted`: the only peers that may ride; `regions`: the only regions, as nodes' owners name them;
     `ends`: the only peers that may hold the first and the last layer; `max_stages`: the longest ring. `trace`: every
     token tells how long each stage had it. `avoid_stragglers`: a rider who becomes much slower than he offered to be is
-    left behind, where that pays. `priority`, 1, 0 or -1: which of this client's sessions go first at a node where not
-    all can. `timeout_s`: how long to wait for a complete ring.
+    left behind, where that pays. `objective`: what the ring is chosen for: latency, throughput or fair, see
+    docs/routing.md. `priority`, 1, 0 or -1: which of this client's sessions go first at a node where not all can.
+    `timeout_s`: how long to wait for a complete ring.
     """
 
     model: str | None = None
@@ -57,6 +61,7 @@ class GenerateOptions:
     timeout_s: float = 15.0
     consistency: str = "available"
     priority: int = 0
+    objective: Objective = "latency"
 
     def stops(self) -> tuple[str, ...]:
         """Stop strings as a tuple. Raises InvalidRequest for empty ones."""
@@ -71,6 +76,7 @@ class GenerateOptions:
             raise InvalidRequest(f"max_tokens is {self.max_tokens}", cure="ask for at least one token")
         if self.priority not in (-1, 0, 1):
             raise InvalidRequest(f"priority is {self.priority}", cure="choose 1, 0 or -1")
+        objective_named(self.objective)
         if self.grammar and (self.ignore_eos or self.min_tokens):
             raise InvalidRequest("an answer of a grammar ends where that ends", cure="no ignore_eos, no min_tokens")
         return SamplingParams(
@@ -87,6 +93,14 @@ class GenerateOptions:
             min_tokens=self.min_tokens,
             grammar=self.grammar,
         ).validated()
+
+
+def objective_named(name: str) -> Objective:
+    """Raises InvalidRequest for what is none."""
+    for objective in OBJECTIVES:
+        if objective == name:
+            return objective
+    raise InvalidRequest(f"objective is {name!r}", cure=f"choose one of: {', '.join(OBJECTIVES)}")
 
 
 def json_schema(schema: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ import trio
 
 from paceline.net.liveness import Liveness, LivenessConfig
 from paceline.net.transport import Channel
+from paceline.net.uplink import BURST_BYTES, MARK_EVERY_S, Bursts, Uplink
 from paceline.wire import limits
 from paceline.wire.codec import Buffer, decode, encode
 from paceline.wire.errors import InternalError, Overloaded, PacelineError, PeerUnavailable, ProtocolViolation
@@ -93,7 +94,9 @@ Deliver = Callable[[PeerId, Message, memoryview], None]
 
 
 class Link:
-    """One peer's outbox, channel and liveness. `on_end(link)` is called once, when the state becomes ENDED."""
+    """One peer's outbox, channel and liveness. `on_end(link)` is called once, when the state becomes ENDED;
+    `uplink` is told how fast our bytes arrive.
+    """
 
     def __init__(
         self,
@@ -103,6 +106,7 @@ class Link:
         traffic: Traffic,
         deliver: Deliver,
         on_end: Callable[[Link], None],
+        uplink: Uplink,
     ) -> None:
         self.peer = peer
         self.state = LinkState.DIALING
@@ -122,6 +126,9 @@ class Link:
         self._traffic = traffic
         self._deliver = deliver
         self._on_end = on_end
+        self._uplink = uplink
+        self._bursts = Bursts()
+        self._marked = -MARK_EVERY_S
         self._scope = trio.CancelScope()
         self._urgent: deque[bytes] = deque()
         self._outbox: deque[bytes] = deque()
@@ -204,11 +211,11 @@ class Link:
             self.end(error)
 
     async def _read(self, early: Sequence[Buffer], channel: Channel) -> None:
-        self._receive(early)
+        self._receive(early, channel)
         while True:
-            self._receive(await channel.receive())
+            self._receive(await channel.receive(), channel)
 
-    def _receive(self, batch: Sequence[Buffer]) -> None:
+    def _receive(self, batch: Sequence[Buffer], channel: Channel) -> None:
         """Hand on everything that came in one piece, without a checkpoint in between."""
         now = self._now()
         self.liveness.heard(now)
@@ -216,10 +223,14 @@ class Link:
             message, payload = decode(data)
             self._traffic.messages_in += 1
             self._traffic.bytes_in += len(data)
-            if isinstance(message, Ping):
-                self._put_urgent(Pong(message.nonce))
+            self._bursts.message(len(data), now, channel.bytes_heard)
+            if isinstance(message, Ping) and message.burst:
+                self._bursts.mark(message.burst, now, channel.bytes_heard)
+            elif isinstance(message, Ping):
+                self._put_urgent(Pong(message.nonce, self._bursts.bytes_per_s))
             elif isinstance(message, Pong):
                 self.liveness.pong(message.nonce, now)
+                self._uplink.tell(self.peer, message.bytes_per_s, now)
             elif isinstance(message, Hello):
                 raise ProtocolViolation("a second Hello on one link", peer=self.peer)
             else:
@@ -243,13 +254,19 @@ class Link:
                 self._drained.unpark_all()
 
     def _take_batch(self) -> tuple[list[bytes], int]:
-        """Heartbeats first, then messages in order, up to the batch's size but at least one; and the latters' bytes."""
+        """Heartbeats first, then messages in order, up to the batch's size but at least one; and the latters' bytes.
+        Many of them come behind a mark, at which the peer starts its watch.
+        """
         batch = list(self._urgent)
+        urgent = len(batch)
         self._urgent.clear()
         size = 0
         while self._outbox and (not size or size + len(self._outbox[0]) <= self._config.batch_bytes):
             size += len(self._outbox[0])
             batch.append(self._outbox.popleft())
+        if size >= BURST_BYTES and self._now() - self._marked >= MARK_EVERY_S:
+            self._marked = self._now()
+            batch.insert(urgent, encode(Ping(0, size)))
         return batch, size
 
     async def _watch(self, channel: Channel) -> None:

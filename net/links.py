@@ -23,6 +23,7 @@ import trio
 from paceline.net.link import Link, LinksConfig, LinksStatistics, LinkState, Traffic
 from paceline.net.transport import Channel, Transport
 from paceline.net.unwrapping import single_errors
+from paceline.net.uplink import Uplink
 from paceline.wire.codec import Buffer, decode, encode
 from paceline.wire.errors import DeadlineExceeded, PacelineError, PeerUnavailable, ProtocolViolation, Refused
 from paceline.wire.ids import PeerId
@@ -81,6 +82,7 @@ class Links:
         self._local_bell = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._traffic = Traffic()
+        self._uplink = Uplink()
         self._dials = self._dials_failed = self._lost = 0
         self._errors: dict[str, int] = {}
 
@@ -187,6 +189,10 @@ class Links:
         link = self._links.get(peer)
         return link.liveness.rtt_min_s if link else None
 
+    def uplink_bytes_per_s(self) -> float:
+        """How fast what we send arrives when it is much, as most receivers say; 0: nobody has measured it."""
+        return self._uplink.bytes_per_s(self._now())
+
     def peers(self) -> tuple[PeerId, ...]:
         """Peers with a link that is up."""
         return tuple(peer for peer, link in self._links.items() if link.state is LinkState.UP)
@@ -237,7 +243,7 @@ class Links:
                 self._local_bell = trio.Event()
 
     def _new_link(self, peer: PeerId) -> Link:
-        link = Link(peer, self._config, self._now, self._traffic, self._on_message, self._ended)
+        link = Link(peer, self._config, self._now, self._traffic, self._on_message, self._ended, self._uplink)
         self._links[peer] = link
         return link
 

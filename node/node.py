@@ -257,6 +257,7 @@ class Node:
             "holds_dropped": holds.dropped,
             "counters": dict(self.table.counters),
             "links": msgspec.to_builtins(self.links.statistics()),
+            "uplink_bytes_per_s": self.links.uplink_bytes_per_s(),
             "rtt_s": {peer: self.links.rtt_s(peer) for peer in self.links.peers()},
             "directory": self.directory.statistics(),
             **self._details(),

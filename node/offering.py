@@ -27,13 +27,14 @@ class Offering:
         node = self._node
         now = self._unix_time()
         self._sequence = max(self._sequence + 1, int(now * 1e6))
+        uplink = node.links.uplink_bytes_per_s()
         offered = [s for s in node.table.services if not any(s is other for other in node.unannounced)]
         return Offer(
             at=node.links.address,
             sequence=self._sequence,
             issued_at=now,
             expires_at=now + node.config.offer_s,
-            services=tuple(s.offered(node.table.of_service(s)) for s in offered) or node.planned,
+            services=tuple(s.offered(node.table.of_service(s), uplink) for s in offered) or node.planned,
             state="draining" if node.table.draining else "serving" if offered else "joining",
             rtts=node.surroundings.near(node.config.near_peers),
             agent=node.config.agent,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 import trio
 
 from paceline.engine.shard import Shard, Spread
@@ -31,8 +32,8 @@ class LoadedService:
             raise UnsupportedModel("this node serves no grammars")
         return self.grammars.begin(grammar)
 
-    def offered(self, sessions: int) -> Service:
-        """As it is announced now."""
+    def offered(self, sessions: int, uplink_bytes_per_s: float = 0.0) -> Service:
+        """As it is announced now. `uplink_bytes_per_s`: 0 where nobody has measured it."""
         shape, span = self.shard.shape, self.shard.span
         return Service(
             model=self.model,
@@ -42,7 +43,7 @@ class LoadedService:
             layers=shape.layers,
             hidden=shape.hidden,
             numerics=self.shard.numerics,
-            measured=self.measured,
+            measured=msgspec.structs.replace(self.measured, uplink_bytes_per_s=uplink_bytes_per_s),
             kv_free=self.shard.kv_free,
             max_context=shape.max_context,
             sessions=sessions,

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from paceline.routing.cost import StageCosts, frame_bytes, stage_costs, time_to_first_token
-from paceline.routing.plan import PlannedStage, RingPlan, RingRequest
+from paceline.routing.plan import Drawn, PlannedStage, RingPlan, RingRequest
 from paceline.routing.problem import Leg
 from paceline.routing.view import ServiceTable, SwarmView
 from paceline.wire.ids import Span
@@ -56,7 +56,11 @@ def merged(stages: list[PlannedStage]) -> list[PlannedStage]:
 
 
 def finished(
-    view: SwarmView, request: RingRequest, legs: list[PlannedStage], kept: frozenset[tuple[str, Span]] = frozenset()
+    view: SwarmView,
+    request: RingRequest,
+    legs: list[PlannedStage],
+    kept: frozenset[tuple[str, Span]] = frozenset(),
+    drawn: Drawn | None = None,
 ) -> RingPlan:
     """The plan of these legs: hops and totals filled in. `kept`: survivors of a repair, as they were."""
     table = view.table(request.revision)
@@ -71,7 +75,7 @@ def finished(
     )
     token_s = sum(stage.compute_s + stage.hop_s for stage in done)
     ttft_s = _ttft(view, request, hidden, done, latencies)
-    return RingPlan(view.model, request.revision, layers, done, token_s, ttft_s, request)
+    return RingPlan(view.model, request.revision, layers, done, token_s, ttft_s, request, drawn)
 
 
 def repriced(view: SwarmView, plan: RingPlan) -> RingPlan:

@@ -10,6 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from paceline.routing.capacity import Capacity, capacities
+from paceline.routing.choice import Candidates
 from paceline.routing.cost import StageCosts
 from paceline.routing.plan import RingRequest
 from paceline.routing.problem import Problem, cut_out
@@ -92,6 +94,22 @@ def problem_of(view: SwarmView, request: RingRequest, costs: StageCosts, rows: B
         others = ~np.isin(problem.peer, list(problem.twice))
         problem = cut_out(problem, others, table.layers - 1, table.layers)
     return problem
+
+
+def candidates_of(view: SwarmView, request: RingRequest, problem: Problem) -> Candidates:
+    """`problem` with what its candidates can do, where the request's objective asks for it. Survivors of a repair (rows
+    below 0) are in the ring anyway: they are no bottleneck.
+    """
+    if request.objective == "latency":
+        return Candidates(problem)
+    able, free = capacities(view.table(request.revision), request.terms), problem.row >= 0
+    ample = (1.0 + able.layers_per_s.sum()) * problem.layers
+    capacity = Capacity(
+        np.where(free, able.layers_per_s[problem.row], ample),
+        np.where(free, able.full[problem.row], 1.0),
+        np.where(free, able.sessions[problem.row], 0.0),
+    )
+    return Candidates(problem, capacity, [offer.peer for offer in view.offers])
 
 
 def _of_peers(table: ServiceTable, peers: frozenset[str]) -> Bools:

@@ -82,7 +82,7 @@ def stage_costs(table: ServiceTable, terms: CostTerms) -> StageCosts:
     share = np.divide(extra, decode, out=np.zeros_like(extra), where=decode > 0.0)
     load = 1.0 + table.sessions * np.maximum(share, MIN_EXTRA_SHARE)
     uplink = np.where(uplink > 0.0, uplink, GUESS_UPLINK_BYTES_PER_S)
-    penalty = _penalties(table, terms)
+    penalty = penalties(table, terms)
     return StageCosts(
         per_layer=load * decode / span,
         entry=load * fixed + penalty,
@@ -120,7 +120,7 @@ def time_to_first_token(
     return sum(client_s) + sum(steps) + sum(hop_s) + sum(transfers) + others * max([*steps, *transfers]) + tail_s
 
 
-def _penalties(table: ServiceTable, terms: CostTerms) -> Floats:
+def penalties(table: ServiceTable, terms: CostTerms) -> Floats:
     cost = {peer: terms.penalty_s(peer) for peer in terms.straggler_s.keys() | terms.failures_per_s.keys()}
     if not cost:
         return np.zeros(len(table))

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from paceline.routing.cost import CostTerms
 from paceline.wire import limits
 from paceline.wire.ids import Span
 from paceline.wire.messages import PeerAddress, Stage
+
+Objective = Literal["latency", "throughput", "fair"]
+"""What a ring is chosen for (choice.py): the least time per token, the swarm's throughput, or equal use of equals."""
+
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +28,8 @@ class RingRequest:
     takes the cheapest single class; `mix_numerics` allows stages of different classes, which gives up bit-exact
     repair. `trusted`: the only peers allowed, None for all. `regions`: the only regions allowed, as nodes' owners name
     them. `ends`: the only peers that may hold the first and the last layer, so that nobody else sees a token; one of
-    them may ride twice, at both ends. `chunk`: positions per prefill frame.
+    them may ride twice, at both ends. `chunk`: positions per prefill frame. `seed`: 64 bits, what objectives that draw
+    a ring draw it from; one session keeps one.
     """
 
     revision: bytes
@@ -38,10 +44,24 @@ class RingRequest:
     max_stages: int = limits.MAX_STAGES
     chunk: int = 512
     terms: CostTerms = field(default_factory=CostTerms)
+    objective: Objective = "latency"
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.max_stages < 1 or self.chunk < 1 or self.prompt < 1 or self.positions < 1:
             raise ValueError("max_stages, chunk, prompt and positions are at least 1")
+        if self.objective not in OBJECTIVES or not 0 <= self.seed < 1 << 64:
+            raise ValueError(f"the objective is one of {', '.join(OBJECTIVES)}, the seed has 64 bits")
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """How a ring was drawn. `lot`: the total of its lots, the least of all lawful rings. `tokens_per_s`: what all rings
+    together can make that it was drawn from, as far as offers say.
+    """
+
+    lot: float
+    tokens_per_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +100,8 @@ class RingPlan:
     token_s: float
     ttft_s: float
     request: RingRequest
+    drawn: Drawn | None = None
+    """None: it is the cheapest, not drawn."""
 
     @property
     def numerics(self) -> str:
@@ -133,10 +155,18 @@ def _comparison(plan: RingPlan, runner_up: RingPlan | None) -> str:
     riders = ", ".join(f"{_short(stage.peer)} {stage.span}" for stage in runner_up.stages)
     loss = runner_up.token_s - plan.token_s
     compute = sum(s.compute_s for s in runner_up.stages) - sum(s.compute_s for s in plan.stages)
-    share = f" ({100.0 * loss / plan.token_s:.1f} %)" if plan.token_s > 0.0 else ""
+    share = f" ({abs(100.0 * loss / plan.token_s):.1f} %)" if plan.token_s > 0.0 else ""
+    slower = "slower" if loss >= 0.0 else "faster"
+    by = (
+        f"{runner_up.token_s * 1e3:.3f} ms, {slower} by {abs(loss) * 1e3:.3f} ms{share}: "
+        f"compute {compute * 1e3:+.3f} ms, hops {(loss - compute) * 1e3:+.3f} ms"
+    )
+    if plan.drawn is None:
+        return f"chosen because it is the fastest ring; runner-up {riders}: {by}"
+    among = "all rings" if plan.request.objective == "throughput" else "rings about as fast as the fastest"
     return (
-        f"chosen because it is the fastest ring; runner-up {riders}: {runner_up.token_s * 1e3:.3f} ms, "
-        f"slower by {loss * 1e3:.3f} ms{share}: compute {compute * 1e3:+.3f} ms, hops {(loss - compute) * 1e3:+.3f} ms"
+        f"drawn for {plan.request.objective} among {among}, by what each rider can carry (all of these together: "
+        f"{plan.drawn.tokens_per_s:.1f} tokens/s); without one of its riders the lot falls on {riders}: {by}"
     )
 
 

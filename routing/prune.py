@@ -11,7 +11,7 @@ closed tour through head c and candidate j is at least ``2 r |x_c - x_j|`` long.
     candidate j rides with head c in a cheaper ring  only if  max(thr_c, thr_j) + 2 r |x_c - x_j| < U.        (disc)
 
 A peer that holds all layers may lead a ring and end it too, with others between: then the token's way home is free, and
-what the bounds charge for it at both ends is given back (:func:`_finish`).
+what the bounds charge for it at both ends is given back (:func:`finish_s`).
 
 So each head sees only a small disc of candidates. Inside each disc the sweep is repeated (sweep.py): with the far-away
 fast machines gone it is much sharper, it now knows the distance from the head (in bands, which cost what lies between
@@ -33,6 +33,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from paceline.routing.bounds import SLACK, finish_s, holds_all, ring_bounds, safe_heights, several
 from paceline.routing.latency import Floats, Ints, shortened
 from paceline.routing.problem import Problem, Solution, solve
 from paceline.routing.sweep import Rows, through
@@ -62,15 +63,12 @@ BANDS = 8
 FAR_S, MIN_STRETCH = 5e-3, 0.3
 """Pairs from which the stretch r is read, seconds apart; and its least value."""
 
-SLACK = 1e-12
-"""Seconds, against rounding: bounds must not drop an equal by a bit."""
-
 
 def solve_at_scale(problem: Problem, cutoff: float = np.inf) -> Solution | None:
     """As :func:`paceline.routing.problem.solve`, and equal to it; quick where latencies have geometry."""
     if len(problem) <= PLAIN or not problem.covered():
         return solve(problem, cutoff)
-    bounds = _bounds(problem, _safe_heights(problem))
+    bounds = ring_bounds(problem, safe_heights(problem))
     best = _better(_alone(problem, cutoff), None)
     size = HINT_SIZE
     while best is None and size < 4 * len(problem):
@@ -82,46 +80,7 @@ def solve_at_scale(problem: Problem, cutoff: float = np.inf) -> Solution | None:
     return _better(best, None if found is None else _renamed(found, near))
 
 
-# --- bounds ---------------------------------------------------------------------------------------------------------
-
-
-def _bounds(problem: Problem, height: Floats) -> Floats:
-    """``thr``: a lower bound on every ring of two or more stages through each candidate, without distances."""
-    leave = height + np.where(_several(problem), 0.0, problem.upload)
-    one = np.zeros(len(problem), dtype=np.int64)
-    return through(
-        Rows(
-            problem.layers, problem.start, problem.end, one, one, 1, 1, np.zeros(1),
-            height + problem.entry, leave, _finish(problem.tail, height, _holds_all(problem)), problem.per_layer,
-        )
-    )  # fmt: skip
-
-
-def _holds_all(problem: Problem) -> Bools:
-    """Candidates that may be a ring's head and, others between, its tail: the way home is then free."""
-    both: Bools = (problem.start == 0) & (problem.end == problem.layers)
-    return both
-
-
-def _finish(tail: Floats, height: Floats, comes_back: Bools) -> Floats:
-    """What ending a ring costs at least: `tail` and this side of the way home.
-
-    A tail that `comes_back` finds itself as the head: there is no way home, and the height that it paid on being
-    entered as head is given back. (Between two candidates of one peer nothing is charged: :func:`_several`.)
-    """
-    return tail + np.where(comes_back, -np.abs(height), height)
-
-
-def _several(problem: Problem) -> Bools:
-    """Candidates whose peer has others: a hop between them is free, so a bound may charge neither."""
-    counts = np.bincount(problem.peer, minlength=problem.latency.peers)
-    several: Bools = counts[problem.peer] > 1
-    return several
-
-
-def _safe_heights(problem: Problem) -> Floats:
-    """g with ``latency(i, j) >= g_i + g_j``."""
-    return np.where(_several(problem), 0.0, problem.latency.safe_height[problem.peer])
+# --- geometry -------------------------------------------------------------------------------------------------------
 
 
 def _geometry(problem: Problem, bounds: Floats, limit: float) -> tuple[float, Floats]:
@@ -149,7 +108,7 @@ def _geometry(problem: Problem, bounds: Floats, limit: float) -> tuple[float, Fl
         least = float((seconds / np.maximum(gap, SLACK)).min())
         stretch = min(stretch, max(least, MIN_STRETCH))
         height = shortened(latency.height, source, target, seconds - stretch * gap)[problem.peer]
-    return stretch, np.where(_several(problem), np.minimum(height, 0.0), height)
+    return stretch, np.where(several(problem), np.minimum(height, 0.0), height)
 
 
 # --- a ring in hand -------------------------------------------------------------------------------------------------
@@ -223,7 +182,7 @@ def _around_heads(problem: Problem, bounds: Floats, limit: float) -> Solution | 
     Neighbourhoods of heads first, then parts of those that are left, then single heads.
     """
     stretch, height = _geometry(problem, bounds, limit)
-    bounds = _bounds(problem, height)
+    bounds = ring_bounds(problem, height)
     kept = np.flatnonzero(bounds <= limit + SLACK)
     problem, height, bounds = problem.take(kept), height[kept], bounds[kept]
     if not len(problem) or not problem.covered():
@@ -339,12 +298,12 @@ def _inside_discs(
     width = width / bands + SLACK
     side = height[at]
     # Only a head of this very centre finds itself at home.
-    comes_back = _holds_all(problem)[at] & ~leads & (centres.of[at] == centre)
-    leave = side + np.where(_several(problem), 0.0, problem.upload)[at]
+    comes_back = holds_all(problem)[at] & ~leads & (centres.of[at] == centre)
+    leave = side + np.where(several(problem), 0.0, problem.upload)[at]
     rows = Rows(
         problem.layers, np.where(leads, 0, np.maximum(problem.start[at], 1)), problem.end[at],
         centre, np.minimum((gap / width[centre]).astype(np.int64), bands - 1), len(width), bands, width,
-        side + problem.entry[at], leave, _finish(problem.tail[at], side, comes_back), problem.per_layer[at], leads,
+        side + problem.entry[at], leave, finish_s(problem.tail[at], side, comes_back), problem.per_layer[at], leads,
     )  # fmt: skip
     bound = through(rows)
     as_head = np.full(len(problem), np.inf)

@@ -11,12 +11,12 @@ from dataclasses import replace
 import numpy as np
 
 from paceline.routing.build import finished, stage_for
-from paceline.routing.candidates import eligible, problem_of
+from paceline.routing.candidates import candidates_of, eligible, problem_of
+from paceline.routing.choice import choose
 from paceline.routing.cost import StageCosts, stage_costs
 from paceline.routing.latency import Floats, Ints
 from paceline.routing.plan import PlannedStage, RingPlan, RingRequest
-from paceline.routing.problem import Problem, cut_out, ride_once
-from paceline.routing.prune import solve_at_scale
+from paceline.routing.problem import Problem, cut_out
 from paceline.routing.view import Bools, ServiceTable, SwarmView
 from paceline.wire.errors import NoRoute
 
@@ -76,7 +76,7 @@ def standbys(view: SwarmView, plan: RingPlan) -> tuple[PlannedStage | None, ...]
 
 
 def _filled(view: SwarmView, request: RingRequest, plan: RingPlan, survivors: tuple[PlannedStage, ...]) -> RingPlan:
-    """The cheapest ring through all `survivors` whose other legs lie in the holes."""
+    """The ring through all `survivors` whose other legs lie in the holes, chosen as the request's objective asks."""
     table = view.table(request.revision)
     holes = np.ones(plan.layers, dtype=bool)
     for stage in survivors:
@@ -84,15 +84,16 @@ def _filled(view: SwarmView, request: RingRequest, plan: RingPlan, survivors: tu
     rows = eligible(view, request, holes) if holes.any() else np.zeros(len(table), dtype=bool)
     costs = stage_costs(table, request.terms)
     problem = _with_survivors(view, problem_of(view, request, costs, rows), survivors)
-    found = ride_once(problem, solve_at_scale)
+    found = choose([candidates_of(view, request, problem)], request.objective, request.seed)
     if found is None:
         raise NoRoute(
             f"every lost layer is still held, but not so that at most {request.max_stages} stages can fill the holes "
             "with each peer once",
             cure="open a new ring instead of repairing this one",
         )
-    legs = [survivors[-1 - row] if row < 0 else stage_for(table, costs, (row, a, b)) for row, a, b in found.legs]
-    return finished(view, request, legs, frozenset((stage.peer, stage.span) for stage in survivors))
+    legs = [survivors[-1 - row] if row < 0 else stage_for(table, costs, (row, a, b)) for row, a, b in found[0]]
+    kept = frozenset((stage.peer, stage.span) for stage in survivors)
+    return finished(view, request, legs, kept, found[1])
 
 
 def _with_survivors(view: SwarmView, free: Problem, survivors: tuple[PlannedStage, ...]) -> Problem:

@@ -1,21 +1,20 @@
-"""The cheapest ring and its runner-up; with repair.py, all that a client asks of routing.
+"""The ring of a request and its runner-up; with repair.py, all that a client asks of routing.
 
 Knows views and requests. Refuses to know time, sockets and sessions: the same view and request give the same ring.
-The search itself is in problem.py (exact) and prune.py (what makes it fast at scale, without giving up exactness).
+What a ring is chosen for is in choice.py, the search in problem.py (exact) and prune.py (what makes it fast at scale,
+without giving up exactness).
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
-import numpy as np
-
 from paceline.routing.build import finished, repriced, ridden, stage_for
-from paceline.routing.candidates import eligible, numerics_classes, problem_of
+from paceline.routing.candidates import candidates_of, eligible, numerics_classes, problem_of
+from paceline.routing.choice import choose
 from paceline.routing.cost import stage_costs
 from paceline.routing.plan import PlannedStage, RingPlan, RingRequest, explain
-from paceline.routing.problem import Solution, ride_once
-from paceline.routing.prune import solve_at_scale
 from paceline.routing.repair import mended, standbys, terms_of_repair
 from paceline.routing.view import SwarmView
 from paceline.wire.errors import NoRoute
@@ -25,6 +24,7 @@ __all__ = [
     "RingPlan",
     "RingRequest",
     "cheapest_ring",
+    "chosen_ring",
     "explain",
     "repriced",
     "reroute",
@@ -34,26 +34,32 @@ __all__ = [
 ]
 
 
-def cheapest_ring(view: SwarmView, request: RingRequest) -> RingPlan:
-    """The ring with the least time per token under the request's constraints, exactly.
+def chosen_ring(view: SwarmView, request: RingRequest) -> RingPlan:
+    """The ring that the request's objective asks for, under its constraints: the cheapest, exactly, or one drawn.
 
-    Ties go to whichever the arrays hold first, so equal views give equal rings. Raises NoRoute, naming the missing
-    layers, the constraint that lost them, and a cure.
+    Of equals the cheapest is whichever the arrays hold first, so equal views give equal rings. Raises NoRoute, naming
+    the missing layers, the constraint that lost them, and a cure.
     """
     rows = eligible(view, request)
-    costs = stage_costs(view.table(request.revision), request.terms)
-    best: Solution | None = None
-    for chosen in numerics_classes(view, request, rows):
-        problem = problem_of(view, request, costs, chosen)
-        found = ride_once(problem, solve_at_scale, np.inf if best is None else best.cost)
-        best = found or best
-    if best is None:
+    table = view.table(request.revision)
+    costs = stage_costs(table, request.terms)
+    classes = [
+        candidates_of(view, request, problem_of(view, request, costs, chosen))
+        for chosen in numerics_classes(view, request, rows)
+    ]
+    found = choose(classes, request.objective, request.seed)
+    if found is None:
         raise NoRoute(
             f"every layer is covered, but no ring of at most {request.max_stages} stages uses each peer once",
             cure="allow more stages, or start a node with a longer span",
         )
-    table = view.table(request.revision)
-    return finished(view, request, [stage_for(table, costs, leg) for leg in best.legs])
+    legs, drawn = found
+    return finished(view, request, [stage_for(table, costs, leg) for leg in legs], drawn=drawn)
+
+
+def cheapest_ring(view: SwarmView, request: RingRequest) -> RingPlan:
+    """The ring with the least time per token, whatever the request's objective. Raises NoRoute as `chosen_ring`."""
+    return chosen_ring(view, replace(request, objective="latency"))
 
 
 def reroute(view: SwarmView, plan: RingPlan, lost: set[str] | frozenset[str]) -> RingPlan:
@@ -78,14 +84,12 @@ def reroute(view: SwarmView, plan: RingPlan, lost: set[str] | frozenset[str]) ->
 
 
 def runner_up(view: SwarmView, plan: RingPlan) -> RingPlan | None:
-    """The best ring that does without at least one of the plan's peers; None where each of them is indispensable."""
-    best: RingPlan | None = None
+    """What the plan's objective takes if at least one of the plan's peers must be done without: of these rings the
+    fastest, or the one whose lot is next. None where each of the peers is indispensable.
+    """
+    others = []
     for peer in plan.peers:
         request = replace(plan.request, excluded=plan.request.excluded | {peer})
-        try:
-            other = cheapest_ring(view, request)
-        except NoRoute:
-            continue
-        if best is None or other.token_s < best.token_s:
-            best = other
-    return best
+        with suppress(NoRoute):
+            others.append(chosen_ring(view, request))
+    return min(others, key=lambda ring: ring.token_s if ring.drawn is None else ring.drawn.lot, default=None)

@@ -248,11 +248,17 @@ class Hello(Struct, frozen=True, array_like=True, tag=11):
 
 
 class Ping(Struct, frozen=True, array_like=True, tag=12):
+    """`burst`: not 0 where this is the mark of so many bytes of messages that follow at once (net/uplink.py)."""
+
     nonce: U64
+    burst: U32 = 0
 
 
 class Pong(Struct, frozen=True, array_like=True, tag=13):
+    """`bytes_per_s`: how fast the bytes of whoever asked have arrived lately, where he had many; 0: not known."""
+
     nonce: U64
+    bytes_per_s: Annotated[float, Meta(ge=0.0, le=1e12)] = 0.0
 
 
 class StatusRequest(Struct, frozen=True, array_like=True, tag=14):

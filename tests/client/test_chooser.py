@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from paceline.client.losses import HALF_LIFE_S, Losses
+from paceline.wire.errors import InvalidRequest
 from paceline.wire.ids import PeerId
 from tests.swarming import ToySwarm, collect, options, toy_swarm
 
@@ -96,3 +97,17 @@ async def test_the_only_holder_is_tried_although_its_link_fell(autojump_clock: o
             client.swarm.links.close(swarm.nodes["middle"].me)
             stream = await client.generate(PROMPT, options())
             assert await collect(stream) == swarm.expected(PROMPT, 16)
+
+
+async def test_sessions_that_draw_share_the_replicas(autojump_clock: object, tmp_path: Path) -> None:
+    async with toy_swarm(tmp_path) as swarm:
+        await replicated(swarm)
+        async with swarm.client() as client:
+            heads = set()
+            for _ in range(24):
+                stream = await client.generate(PROMPT, options(max_tokens=2, objective="throughput"))
+                assert await collect(stream) == swarm.expected(PROMPT, 2)
+                heads.add(swarm.name_of(stream.result().route[0].peer))
+            assert heads == {"head", "head-2"}
+            with pytest.raises(InvalidRequest, match="objective"):
+                await client.generate(PROMPT, options(objective="fame"))

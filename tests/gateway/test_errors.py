@@ -41,6 +41,7 @@ def test_every_error_of_the_tree_has_a_status() -> None:
         (CHAT, {"stop": [""]}, "stop[0]"),
         (CHAT, {"unheard_of": 1}, "unheard_of"),
         (CHAT, {"logit_bias": {"5": 1}}, "logit_bias"),
+        (CHAT, {"paceline_objective": "fame"}, "paceline_objective"),
         (CHAT, {"top_logprobs": 3}, "top_logprobs"),
         (CHAT, {"response_format": {"type": "json_schema"}}, "response_format"),
         (CHAT, {"response_format": {"type": "json_object"}, "min_tokens": 3}, "min_tokens"),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 
 from paceline.consistency.owner import OwnerLimits
 from paceline.wire.errors import ContextOverflow, NoRoute, PacelineError
 from paceline.wire.sampling import SamplingParams
-from tests.swarming import collect, options, toy_swarm
+from tests.swarming import MEASURED, collect, options, toy_swarm
 
 PROMPT = [5, 3, 1, 4, 1, 5, 9, 2, 6]
 
@@ -143,3 +144,15 @@ async def test_without_any_replica_the_session_ends_with_a_typed_error(autojump_
             with pytest.raises(PacelineError) as caught:
                 await collect(stream)
             assert caught.value.code == "session_lost"
+
+
+async def test_a_node_offers_the_uplink_that_receivers_have_measured(
+    autojump_clock: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with toy_swarm(tmp_path) as swarm:
+        node = await swarm.node("a", (0, 12))
+        assert node.offering.offer().services[0].measured.uplink_bytes_per_s == 0.0
+        monkeypatch.setattr(node.links, "uplink_bytes_per_s", lambda: 7e5)
+        offer = node.offering.offer()
+        assert offer.services[0].measured == msgspec.structs.replace(MEASURED, uplink_bytes_per_s=7e5)
+        assert node.status()["uplink_bytes_per_s"] == 7e5

@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from paceline.routing import prune
+from paceline.routing.bounds import ring_bounds, safe_heights
 from paceline.routing.candidates import eligible, problem_of
 from paceline.routing.coordinates import Coordinate
 from paceline.routing.cost import stage_costs
@@ -139,7 +140,7 @@ def test_equal_where_peers_claim_no_height(seed: int, size: int, layers: int, no
 def test_nobody_is_paid_for_being_entered(seed: int, size: int, layers: int, noise: float, limit: float) -> None:
     """However short a measured pair is: the sweeps forget who has ridden, and would enter him again and again."""
     case = problem(seed, size, layers, noise, 0.1)
-    bounds = prune._bounds(case, prune._safe_heights(case))
+    bounds = ring_bounds(case, safe_heights(case))
     stretch, height = prune._geometry(case, bounds, limit)
     assert stretch >= prune.MIN_STRETCH
     assert height.min() >= -prune.SLACK or stretch == prune.MIN_STRETCH
@@ -160,10 +161,10 @@ def test_no_bound_is_above_a_ring(seed: int, size: int, layers: int, noise: floa
 def survives(case: Problem, ring: Solution) -> None:
     """No bound on the ring's riders is above what it costs, whatever the neighbourhoods."""
     limit, (head, *riders) = ring.cost + prune.SLACK, [leg[0] for leg in ring.legs]
-    bounds = prune._bounds(case, prune._safe_heights(case))
+    bounds = ring_bounds(case, safe_heights(case))
     assert (bounds[[head, *riders]] <= limit).all()
     stretch, height = prune._geometry(case, bounds, ring.cost)
-    bounds = prune._bounds(case, height)
+    bounds = ring_bounds(case, height)
     assert (bounds[[head, *riders]] <= limit).all()
     place, heads = stretch * case.latency.place[case.peer], np.flatnonzero(case.start == 0)
     for side in (0.02, 0.002, 0.0):

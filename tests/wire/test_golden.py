@@ -22,6 +22,7 @@ from paceline.wire.messages import (
     OpenStage,
     PeerAddress,
     Ping,
+    Pong,
     Prompt,
     Stage,
     StageError,
@@ -63,7 +64,12 @@ GOLDEN = {
     "ping": (
         Ping(nonce=300),
         b"",
-        "00000005920ccd012c",
+        "00000006930ccd012c00",
+    ),
+    "pong": (
+        Pong(nonce=300, bytes_per_s=2.5e6),
+        b"",
+        "0000000e930dcd012ccb414312d000000000",
     ),
     "open": (
         OpenStage(
@@ -164,3 +170,8 @@ def test_bytes_stay(message: Message, payload: bytes, expected: str) -> None:
     data = bytes.fromhex(expected.replace(" ", ""))
     assert encode(message, payload) == data
     assert decode(data) == (message, payload)
+
+
+def test_heartbeats_of_before_bursts_were_measured_still_decode() -> None:
+    assert decode(bytes.fromhex("00000005920ccd012c")) == (Ping(300), b"")
+    assert decode(bytes.fromhex("00000005920dcd012c")) == (Pong(300, 0.0), b"")
