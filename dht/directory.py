@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
+from paceline.wire.messages import PeerAddress
 from paceline.wire.offers import Offer
 
 
@@ -38,6 +39,12 @@ class Directory(Protocol):
         """Verified live offers with a service of `model` (a model name, or a revision in hex), newest per peer.
 
         None: all. Served from a warm view where there is one; the first call of a fresh client asks its members.
+        """
+        ...
+
+    def everybody(self) -> list[PeerAddress]:
+        """Members that can be dialled, bootstrap members first, without those that did not answer last and those that
+        are reached through a relay only. As far as the view goes: no message is sent.
         """
         ...
 

@@ -8,16 +8,16 @@ lacks. Pure: bytes in, bytes out. Knows the messages, their bounds and who is wo
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from typing import Annotated
 
 from msgspec import Meta, Struct
 
 from paceline.dht.view import CAPACITY, DIGEST_ENTRY_BYTES, OfferBook
+from paceline.net.metering import Meter
 from paceline.wire import limits
 from paceline.wire.codec import Buffer, decode_header, encode_header
-from paceline.wire.errors import Malformed, Overloaded
+from paceline.wire.errors import Malformed
 from paceline.wire.offers import SignedOffer, UnixSeconds
 
 PROTOCOL = "/paceline/offers/1"
@@ -34,8 +34,6 @@ REQUESTS_PER_S = 10.0
 REQUESTS_BURST = 40.0
 OFFERS_PER_REQUEST = 50
 """So many offers to check cost as much as a request more."""
-
-_MAX_METERED = 4096
 
 Offers = Annotated[tuple[SignedOffer, ...], Meta(max_length=MAX_OFFERS)]
 
@@ -116,23 +114,9 @@ def neighbours(me: str, members: Collection[str], count: int, era: int) -> list[
     return sorted(members, key=weight)[:count]
 
 
-class Meter:
-    """Token bucket per asker: `REQUESTS_PER_S` with a burst. Remembers the last few thousand askers."""
-
-    def __init__(self, rate: float = REQUESTS_PER_S, burst: float = REQUESTS_BURST) -> None:
-        self._rate = rate
-        self._burst = burst
-        self._level: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def take(self, peer: str, now: float, cost: float) -> None:
-        """Raises Overloaded where the peer asks too much. `cost`: in plain requests."""
-        tokens, then = self._level.pop(peer, (self._burst, now))
-        tokens = min(self._burst, tokens + max(0.0, now - then) * self._rate)
-        self._level[peer] = (max(0.0, tokens - cost), now)
-        if len(self._level) > _MAX_METERED:
-            self._level.popitem(last=False)
-        if tokens < cost:
-            raise Overloaded("asks for offers too often", peer=peer)
+def meter() -> Meter:
+    """Bounds what one asker may ask for."""
+    return Meter(REQUESTS_PER_S, REQUESTS_BURST, "asks for offers too often")
 
 
 def _check_size(data: Buffer) -> None:

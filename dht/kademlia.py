@@ -20,6 +20,7 @@ from paceline.dht import offers
 from paceline.dht.kad import Kad, KadConfig
 from paceline.dht.membership import Membership, MembershipConfig
 from paceline.dht.streams import StreamCalls
+from paceline.net.dialback import is_direct
 from paceline.net.host import Libp2pTransport
 from paceline.net.identity import Identity
 from paceline.wire.errors import InvalidRequest
@@ -80,7 +81,7 @@ class KademliaDirectory:
 
     @asynccontextmanager
     async def _run(self) -> AsyncIterator[None]:
-        serves = bool(self._transport.address.control)
+        serves = is_direct(self._transport.address)
         kad_config = KadConfig(serves, contact_lifetime_s=1.9 * self._config.publish_s)
         async with self._calls.run(), self._membership.run():
             kad = Kad(self._transport.host, self._identity, kad_config, self._clock, self)
@@ -90,7 +91,7 @@ class KademliaDirectory:
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._keep_tidy, kad)
-                    if serves:
+                    if self._transport.address.control:
                         nursery.start_soon(self._keep_published, kad)
                     yield
                     nursery.cancel_scope.cancel()
@@ -98,7 +99,8 @@ class KademliaDirectory:
                 kad.close()
 
     async def announce(self, offer: Offer) -> None:
-        """Returns at once; neighbours are told in the background, Kademlia where models or addresses changed.
+        """Returns at once; neighbours are told in the background, Kademlia where models or addresses changed. Who is
+        reached through a relay only stops to be one of Kademlia's servers, and is one again when that has changed.
 
         Raises OfferRejected where no other peer could accept it, or its sequence is not after the previous one's.
         """
@@ -106,6 +108,8 @@ class KademliaDirectory:
         previous, self._own = self._own, offer
         if previous is None or _published(previous) != _published(offer):
             self._changed.set()
+        if self._kad is not None and (previous is None or previous.at != offer.at):
+            await self._kad.serve(is_direct(offer.at))
         await trio.lowlevel.checkpoint()
 
     async def withdraw(self) -> None:
@@ -145,14 +149,18 @@ class KademliaDirectory:
     # --- what Kademlia asks of the view (`kad.View`) ----------------------------------------------------------
 
     def belongs(self, peer: str) -> bool:
-        """Whether the peer is a member: it has a live offer, or is a bootstrap member that answers."""
-        if not self.is_complete() or self._membership.book.find(peer, self._clock()) is not None:
+        """Whether Kademlia may ask the peer: it can be dialled, and has a live offer or is a bootstrap member that
+        answers.
+        """
+        if (known := self._membership.book.find(peer, self._clock())) is not None:
+            return is_direct(known.at)
+        if not self.is_complete():
             return True
         return peer in self._bootstrap and self._membership.answers(peer)
 
     def everybody(self) -> list[PeerAddress]:
-        """Members that can be called, without those that did not answer last."""
-        return [it for it in self._membership.members().values() if self.belongs(it.peer)]
+        """See Directory."""
+        return [it for it in self._membership.members().values() if self.belongs(it.peer) and is_direct(it)]
 
     def is_complete(self) -> bool:
         """False where the view had to refuse newcomers."""

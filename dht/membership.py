@@ -100,7 +100,7 @@ class Membership:
         self._failing: dict[str, _Failing] = {}
         self._lapsed: OrderedDict[str, PeerAddress] = OrderedDict()
         self._askers: OrderedDict[str, float] = OrderedDict()
-        self._meter = exchange.Meter()
+        self._meter = exchange.meter()
         self._gathered: list[SignedOffer] = []
         self._urgent = trio.Event()
         self._passed: dict[str, tuple[float, bool]] = {}

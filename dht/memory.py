@@ -14,8 +14,10 @@ import trio
 
 from paceline.dht import offers
 from paceline.dht.view import CAPACITY, OfferBook
+from paceline.net.dialback import is_direct
 from paceline.net.identity import Identity
 from paceline.wire.errors import PeerUnavailable
+from paceline.wire.messages import PeerAddress
 from paceline.wire.offers import Offer
 
 Clock = Callable[[], float]
@@ -85,6 +87,13 @@ class MemoryDirectory:
         if not self._swarm.reaches(self._identity.peer):
             return []
         return self._swarm.book.live(self._swarm.clock(), model)
+
+    def everybody(self) -> list[PeerAddress]:
+        """Whoever has a live offer and an address."""
+        if not self._swarm.reaches(self._identity.peer):
+            return []
+        live = self._swarm.book.live(self._swarm.clock())
+        return [it.at for it in live if it.peer != self._identity.peer and is_direct(it.at)]
 
     def statistics(self) -> dict[str, int]:
         """The shared book's counters."""

@@ -19,6 +19,7 @@ from paceline.dht.memory import MemoryDirectory, MemorySwarm
 from paceline.engine.toy import ToyModel, ToyShard, toy_generate
 from paceline.net.identity import Identity
 from paceline.net.memory import MemoryNetwork
+from paceline.net.memory_doors import MemoryDoors
 from paceline.node.config import NodeConfig
 from paceline.node.engine_thread import InlineEngine
 from paceline.node.node import Node
@@ -53,15 +54,18 @@ class ToySwarm:
         config: NodeConfig | None = None,
         kv_positions: int = 1 << 16,
         spill: Callable[[], Spill] | None = None,
+        door: Callable[[str], MemoryDoors] | None = None,
     ) -> Node:
-        """Start a node that serves `spans` and wait until it is announced."""
+        """Start a node that serves `spans` and wait until it is announced. `door`: its place, by its peer id."""
         identity = Identity.ephemeral()
+        transport = self.network.transport(identity.peer)
+        transport.doors = door(identity.peer) if door is not None else None
         services = [
             LoadedService("toy", REVISION, ToyShard(self.model, Span(*span), kv_positions), MEASURED, shadow)
             for span in spans
         ]
         node = Node(
-            self.network.transport(identity.peer),
+            transport,
             MemoryDirectory(self.swarm, identity),
             services,
             config,

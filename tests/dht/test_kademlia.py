@@ -137,6 +137,24 @@ async def test_a_client_is_in_nobodys_routing_table() -> None:
                 await until(lambda node=node: node.directory.statistics()["kad_table"] == 1)  # type: ignore[misc]
 
 
+async def test_who_is_reached_through_a_relay_only_is_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with nodes(2) as made:
+        first, second = made
+        await until(lambda: first.directory.statistics()["kad_table"] == 1)
+        direct = second.transport.address
+        circuit = PeerAddress(direct.peer, (f"{direct.control[0]}/p2p/{person(9).peer}/p2p-circuit",))
+        monkeypatch.setattr(second.transport._doors, "address", circuit)
+        await until(lambda: first.directory.statistics()["kad_table"] == 0)
+        assert first.directory.everybody() == []
+        assert {it.peer for it in await first.directory.offers()} == {first.who.peer, second.who.peer}
+        with pytest.raises(PeerUnavailable):
+            await first.transport.open_stream(direct, DHT_PROTOCOL, timeout_s=5)
+        monkeypatch.setattr(second.transport._doors, "address", direct)
+        await until(lambda: first.directory.statistics()["kad_table"] == 1)
+        stream = await first.transport.open_stream(direct, DHT_PROTOCOL, timeout_s=5)
+        await quietly_reset(stream)
+
+
 async def test_garbage_on_both_protocols_is_counted_and_the_node_keeps_serving() -> None:
     async with nodes(1) as made, loopback(person(60), listens=False) as attacker:
         (node,) = made
