@@ -42,6 +42,13 @@ class Directory(Protocol):
         """
         ...
 
+    async def cover(self, revision: bytes, layers: int, missing: Sequence[int]) -> int:
+        """Look for nodes that hold `missing` ones of a revision's `layers`, in a swarm that is too large for one view:
+        only what concerns these layers is asked for, and `offers` has it afterwards, for an offer's lifetime. How many
+        were found; 0 at once where the view holds everybody.
+        """
+        ...
+
     def everybody(self) -> list[PeerAddress]:
         """Members that can be dialled, bootstrap members first, without those that did not answer last and those that
         are reached through a relay only. As far as the view goes: no message is sent.

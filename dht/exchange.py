@@ -13,6 +13,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from paceline.dht.stretches import Want
 from paceline.dht.view import CAPACITY, DIGEST_ENTRY_BYTES, OfferBook
 from paceline.net.metering import Meter
 from paceline.wire import limits
@@ -27,6 +28,9 @@ MAX_OFFERS_BYTES = 256 * 1024
 """Signed offers in one request or answer."""
 
 MAX_OFFERS = 2048
+MAX_WANTED = 32
+"""Offers in an answer about one stretch of layers, whatever the size of the swarm."""
+
 MAX_EXCHANGE_BYTES = MAX_DIGEST_BYTES + MAX_OFFERS_BYTES + limits.MAX_OFFER_BYTES + 1024
 """One request or answer, encoded."""
 
@@ -39,10 +43,13 @@ Offers = Annotated[tuple[SignedOffer, ...], Meta(max_length=MAX_OFFERS)]
 
 
 class Ask(Struct, frozen=True, array_like=True, tag=1):
-    """`offers`: what the asker wants known. `digest`: what it knows; None where it wants nothing back."""
+    """`offers`: what the asker wants known. `digest`: what it knows; None where it wants nothing back. `want`: it wants
+    only such offers, and at most MAX_WANTED of them; the digest is of such ones.
+    """
 
     offers: Offers = ()
     digest: Annotated[bytes, Meta(max_length=MAX_DIGEST_BYTES)] | None = None
+    want: Want | None = None
 
 
 class Told(Struct, frozen=True, array_like=True, tag=2):
@@ -77,6 +84,8 @@ def answer(ask: Ask, book: OfferBook, now: float) -> tuple[Told, list[SignedOffe
     news = book.merge(ask.offers, now)
     if ask.digest is None:
         return Told(now=now), news
+    if ask.want is not None:
+        return Told(tuple(book.wanted(ask.digest, now, ask.want, MAX_WANTED)), False, now), news
     lacking, more = book.lacking(ask.digest, now, MAX_OFFERS_BYTES)
     return Told(tuple(lacking[:MAX_OFFERS]), more or len(lacking) > MAX_OFFERS, now), news
 

@@ -166,7 +166,9 @@ class Kad:
                 store.remove(key)
 
     async def publish(self, at: PeerAddress, models: Collection[str]) -> bool:
-        """Put the own contact, and provide the keys of `models`. False where it did not end in time."""
+        """Put the own contact, and provide the keys of `models` (names, revisions in hex, stretches of layers). False
+        where it did not end in time.
+        """
         now = self._clock()
         value = records.sign_contact(self._identity, at, now, self._config.contact_lifetime_s)
         with trio.move_on_after(self._config.publish_timeout_s):
@@ -195,7 +197,7 @@ class Kad:
         return None
 
     async def find_providers(self, model: str) -> list[PeerAddress]:
-        """Who says it serves a model (a name, or a revision in hex), alive or not."""
+        """Who says it serves a model (a name, a revision in hex, a stretch of its layers), alive or not."""
         self._counts["searches"] += 1
         if not self._serves:
             self._dht.provider_store.providers.pop(records.model_multihash(model), None)  # as above

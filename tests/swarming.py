@@ -99,12 +99,14 @@ class ToySwarm:
         return next(name for name, node in self.nodes.items() if node.me == peer)
 
     @asynccontextmanager
-    async def client(self, limits: OwnerLimits | None = None) -> AsyncIterator[ClientCore]:
-        """A client of this swarm."""
+    async def client(
+        self, limits: OwnerLimits | None = None, *, holds: Callable[[str], bool] = lambda peer: True
+    ) -> AsyncIterator[ClientCore]:
+        """A client of this swarm. `holds`: whom its view has room for."""
         identity = Identity.ephemeral()
         swarm = Swarm(
             self.network.transport(identity.peer, listens=False),
-            MemoryDirectory(self.swarm, identity),
+            MemoryDirectory(self.swarm, identity, holds=holds),
             unix_time=self.swarm.clock,
         )
         core = ClientCore(swarm, Store(self.folder / "store"), limits)
