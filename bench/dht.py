@@ -1,10 +1,12 @@
 """The directory among 31 nodes in separate processes: how fast, how complete, and after killing 30 %.
 
     python -m bench.dht [--nodes 31] [--each 5]
+    python -m bench.dht --answers
 
 Prints, in one run: a fresh client's whole view (connection included), warm look-ups, Kademlia look-ups of contacts and
 of a model's providers, what a node costs at rest; then kills whole processes without a word (at least 30 % of the
 nodes) and prints how soon the last view was clean, and the same look-ups again. Exit status 1 where a look-up failed.
+`--answers`, without a network: what one question about a stretch of layers brings, by the size of the swarm.
 """
 
 from __future__ import annotations
@@ -18,23 +20,29 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import trio
 
-from paceline.dht import offers
+from paceline.dht import exchange, offers, stretches
 from paceline.dht.kademlia import DirectoryConfig, KademliaDirectory
 from paceline.dht.membership import MembershipConfig
+from paceline.dht.stretches import Want
+from paceline.dht.view import OfferBook
 from paceline.net.host import Libp2pTransport, NetConfig
 from paceline.net.identity import Identity
 from paceline.net.transport import Channel
+from paceline.wire.messages import PeerAddress
 from paceline.wire.offers import Measured, Offer, Service
 
 MODEL = "bench"
 ROUNDS = 30
+NOW = 1_800_000_000.0
 VANISH_S = 15.0
 PATIENT = MembershipConfig(join_timeout_s=60.0)
 """31 nodes share this machine's cores: they may take long to start, which is not measured here."""
@@ -92,9 +100,12 @@ async def no_channels(channel: Channel) -> None:
 
 
 def an_offer(transport: Libp2pTransport) -> Offer:
+    return Offer(transport.address, 0, 0.0, 0.0, (a_service(),))
+
+
+def a_service() -> Service:
     measured = Measured(decode_s=0.01, prefill_s_per_position=0.001)
-    service = Service(MODEL, bytes(32), 0, 10, 30, 576, "cpu-f32", measured, kv_free=4096, max_context=2048)
-    return Offer(transport.address, 0, 0.0, 0.0, (service,))
+    return Service(MODEL, bytes(32), 0, 10, 30, 576, "cpu-f32", measured, kv_free=4096, max_context=2048)
 
 
 def way_in(transport: Libp2pTransport) -> str:
@@ -259,13 +270,40 @@ def show(name: str, times: list[float], good: int) -> None:
     print(f"  {name:<32} p50 {p50 * 1000:8.2f} ms   p95 {p95 * 1000:8.2f} ms   {good}/{len(times)} found")
 
 
+def answers(layers: int = 80, held: int = 10) -> bool:
+    """Nodes with spans of `held` layers, anywhere. False where an answer, or a key's share, grows with the swarm."""
+    print(f"{'nodes':>6} {'under the name':>15} {'under a stretch':>16} {'answer':>18} {'everything':>12}")
+    sizes, shares = [], []
+    for nodes in (100, 400, 1600, 4000):
+        book, filed = OfferBook(), Counter[str]()
+        for n in range(nodes):
+            start = n * 7 % (layers - held + 1)
+            service = msgspec.structs.replace(a_service(), start=start, end=start + held, layers=layers)
+            filed.update(stretches.filed_under((service,), crowd=True))
+            who = Identity.ephemeral()
+            at = PeerAddress(who.peer, ("/ip4/203.0.113.5/tcp/4001",), ("/ip4/203.0.113.5/tcp/4002",))
+            book.accept(offers.sign(who, Offer(at, 1, NOW, NOW + 12.0, (service,))), NOW)
+        want = Want(bytes(32), 40, 48)
+        told, _ = exchange.answer(exchange.Ask(digest=b"", want=want), book, NOW)
+        sizes.append(len(exchange.encode(told)))
+        whole = sum(len(offers.encode(it)) for it in book.lacking(b"", NOW, 1 << 30)[0])
+        fullest = max(count for key, count in filed.items() if "/" in key)
+        shares.append(fullest / nodes)
+        print(f"{nodes:>6} {filed[MODEL]:>15} {fullest:>16} {sizes[-1] / 1e3:>7.1f} KB, {len(told.offers)} of "
+              f"{fullest:<4} {whole / 1e3:>8.1f} KB")  # fmt: skip
+    return max(sizes) < 16_384 and max(shares) < 0.3
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("--nodes", type=int, default=31)
     parser.add_argument("--each", type=int, default=5, help="nodes per process")
     parser.add_argument("--worker", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--bootstrap", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--answers", action="store_true", help="sizes of answers only")
     options = parser.parse_args()
+    if options.answers:
+        sys.exit(not answers())
     if options.worker:
         trio.run(work, options.worker, (options.bootstrap,) if options.bootstrap else ())
     else:

@@ -25,7 +25,9 @@ def doctor(
     swarm: Swarm = None,
     home: Home = None,
     host: Annotated[str, typer.Option(help="Address that a node or gateway would listen on.")] = "0.0.0.0",
-    port: Annotated[list[int] | None, typer.Option(help="Port that shall be free (repeatable).")] = None,
+    port: Annotated[
+        list[int] | None, typer.Option(help="Port that shall be free, and reached from outside (repeatable).")
+    ] = None,
     device: Annotated[str, typer.Option(help="torch device that shall work: cpu, cuda, cuda:1.")] = "cpu",
     role: Annotated[
         list[str] | None, typer.Option(help="What shall be installed: node, gateway, telemetry (repeatable).")
@@ -45,7 +47,7 @@ def doctor(
         *checkup.versions(role or ()),
         *checkup.ports(host, port or [8080]),
         *checkup.addresses(),
-        *_swarm(swarm, home),
+        *_swarm(swarm, home, host, port or []),
         *checkup.disk(folder, int(room * 1e9)),
         *checkup.models(folder),
         *checkup.gpu(device),
@@ -58,8 +60,8 @@ def doctor(
     raise SystemExit(1 if any(finding.fault for finding in findings) else 0)
 
 
-def _swarm(swarm: list[str] | None, home: Path | None) -> Iterator[Finding]:
-    """The members that a client would join through: reached, and their clocks asked."""
+def _swarm(swarm: list[str] | None, home: Path | None, host: str, wanted: Sequence[int]) -> Iterator[Finding]:
+    """The members that a client would join through: reached, their clocks asked, and whether they reach us."""
     from paceline.cli import checkup
     from paceline.client.connect import ClientConfig, as_addresses, bootstrap_addresses
     from paceline.wire.errors import InvalidRequest
@@ -74,6 +76,8 @@ def _swarm(swarm: list[str] | None, home: Path | None) -> Iterator[Finding]:
     near = [member for member, finding in zip(members, found, strict=True) if not finding.fault]
     if near:
         yield from _clock(near, home)
+        for port in wanted or (0,):
+            yield from _from_outside(near, host, port)
 
 
 def _clock(members: Sequence[str], home: Path | None) -> Iterator[Finding]:
@@ -101,6 +105,49 @@ def _clock(members: Sequence[str], home: Path | None) -> Iterator[Finding]:
         yield Finding("clock", f"this clock is {abs(ahead):.0f} s {side} the swarm's", cure)
     else:
         yield Finding("clock", f"within {max(0.1, abs(ahead)):.1f} s of the swarm's")
+
+
+def _from_outside(members: Sequence[str], host: str, port: int) -> Iterator[Finding]:
+    """Whether members can dial `port` here. 0: any, as a node without --port has one; then a closed one is no fault."""
+    import random
+
+    import trio
+
+    from paceline.cli.checkup import Finding
+    from paceline.dht.kademlia import parse_bootstrap
+    from paceline.net.dialback import Verdict, choose, examine, unreachable
+    from paceline.net.host import Libp2pTransport, NetConfig
+    from paceline.net.identity import Identity
+    from paceline.net.transport import Channel
+    from paceline.net.unwrapping import single_errors
+    from paceline.wire.errors import PacelineError
+
+    async def hang_up(channel: Channel) -> None:
+        await channel.aclose()
+
+    async def ask() -> tuple[int, Verdict]:
+        net = NetConfig(listen_host=host, control_port=port, data=False)
+        transport = Libp2pTransport(Identity.ephemeral(), net)
+        async with transport.run(hang_up):
+            doors = transport.doors
+            assert doors is not None
+            asked = choose(parse_bootstrap(members), random.Random())
+            return doors.ports.control, await examine(doors, asked, doors.ports)
+
+    try:
+        with single_errors():
+            opened, found = trio.run(ask)
+    except PacelineError:
+        return  # the port is in use, which is told of ports
+    if found.control is None:
+        yield Finding("reached", f"no member could tell whether port {opened} is reached from outside")
+    elif found.control:
+        yield Finding("reached", f"port {opened} is reached from outside, at {found.hosts[0][0]}")
+    elif port:
+        fault = unreachable(opened)
+        yield Finding("reached", fault.message, fault.cure)
+    else:
+        yield Finding("reached", f"{unreachable(opened).message}: a node here needs an open one (--port), or --relay")
 
 
 def _show(findings: Sequence[Finding]) -> None:

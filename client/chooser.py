@@ -67,11 +67,26 @@ class Chooser:
                 return self._repaired(view, frozenset(gone))
             except NoRoute as error:
                 no_route = error
+        if await self._found_more(view, no_route):
+            view = await self._swarm.view(self.model)
+            with suppress(NoRoute):
+                return self._repaired(view, frozenset(self._gone))
         back = {peer for peer in self._gone if await self._answers(view, peer)}
         if not back:
             raise no_route
         self._gone -= back
         return self._repaired(view, frozenset(self._gone))
+
+    async def _found_more(self, view: SwarmView, no_route: NoRoute) -> bool:
+        """Whether nodes beyond the view hold what is missing."""
+        plan, revision = self.plan, self._request.revision
+        lost = (
+            [layer for it in plan.stages if it.peer in self._gone for layer in range(it.span.start, it.span.end)]
+            if plan
+            else []
+        )
+        layers = plan.layers if plan else 0
+        return await self._swarm.cover(view, revision, no_route.missing or lost, layers)
 
     async def around(
         self, slow: Mapping[PeerId, float], saved_s: Callable[[RingPlan, RingPlan], float]
@@ -164,6 +179,8 @@ async def newest_revision(swarm: Swarm, model: str, timeout_s: float) -> tuple[S
         complete = view.complete()
         if complete:
             return view, complete[0].revision
+        if await swarm.complete(view):
+            continue
         if trio.current_time() >= deadline:
             raise await why_none(swarm, view, model)
         await trio.sleep(0.1)

@@ -89,6 +89,8 @@ class Frontiers:
             try:
                 return view, self.choose(name, level, view, key)
             except LevelUnmet as unmet:
+                if not view.complete() and await swarm.complete(view):
+                    continue
                 if trio.current_time() >= deadline:
                     raise (unmet if view.complete() else await why_none(swarm, view, name)) from None
             await trio.sleep(0.1)

@@ -6,7 +6,7 @@ and no text.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -46,6 +46,9 @@ from paceline.wire.offers import Offer
 SESSION_MESSAGES = get_args(SessionMessage)
 WARM_LINKS = 16
 """Links opened ahead of need to offered nodes: they measure round trips, and spare the first request its dials."""
+
+MOST_COMPLETED = 4
+"""Revisions whose missing layers are looked for at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +163,17 @@ class Swarm:
         for peer in down:
             self._noticed.setdefault(peer, self.unix_time())
         return frozenset(peer for peer, issued_at in down.items() if issued_at <= self._noticed[peer])
+
+    async def cover(self, view: SwarmView, revision: bytes, missing: Sequence[int], layers: int = 0) -> bool:
+        """Look for nodes with these layers beyond the view; True where some were found, and a new view has them."""
+        layers = layers or view.table(revision).layers
+        return bool(missing) and await self.directory.cover(revision, layers, missing) > 0
+
+    async def complete(self, view: SwarmView) -> bool:
+        """The same for whatever a view lacks of its revisions, where it has no complete one."""
+        lacking = [view.coverage(revision) for revision in view.revisions[:MOST_COMPLETED]]
+        found = [await self.cover(view, it.revision, it.missing) for it in lacking]
+        return any(found)
 
     async def view(self, model: str) -> SwarmView:
         """What routing decides on, now."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
+from paceline.wire.messages import PeerAddress
 from paceline.wire.offers import Offer
 
 
@@ -38,6 +39,19 @@ class Directory(Protocol):
         """Verified live offers with a service of `model` (a model name, or a revision in hex), newest per peer.
 
         None: all. Served from a warm view where there is one; the first call of a fresh client asks its members.
+        """
+        ...
+
+    async def cover(self, revision: bytes, layers: int, missing: Sequence[int]) -> int:
+        """Look for nodes that hold `missing` ones of a revision's `layers`, in a swarm that is too large for one view:
+        only what concerns these layers is asked for, and `offers` has it afterwards, for an offer's lifetime. How many
+        were found; 0 at once where the view holds everybody.
+        """
+        ...
+
+    def everybody(self) -> list[PeerAddress]:
+        """Members that can be dialled, bootstrap members first, without those that did not answer last and those that
+        are reached through a relay only. As far as the view goes: no message is sent.
         """
         ...
 

@@ -8,16 +8,17 @@ lacks. Pure: bytes in, bytes out. Knows the messages, their bounds and who is wo
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from typing import Annotated
 
 from msgspec import Meta, Struct
 
+from paceline.dht.stretches import Want
 from paceline.dht.view import CAPACITY, DIGEST_ENTRY_BYTES, OfferBook
+from paceline.net.metering import Meter
 from paceline.wire import limits
 from paceline.wire.codec import Buffer, decode_header, encode_header
-from paceline.wire.errors import Malformed, Overloaded
+from paceline.wire.errors import Malformed
 from paceline.wire.offers import SignedOffer, UnixSeconds
 
 PROTOCOL = "/paceline/offers/1"
@@ -27,6 +28,9 @@ MAX_OFFERS_BYTES = 256 * 1024
 """Signed offers in one request or answer."""
 
 MAX_OFFERS = 2048
+MAX_WANTED = 32
+"""Offers in an answer about one stretch of layers, whatever the size of the swarm."""
+
 MAX_EXCHANGE_BYTES = MAX_DIGEST_BYTES + MAX_OFFERS_BYTES + limits.MAX_OFFER_BYTES + 1024
 """One request or answer, encoded."""
 
@@ -35,16 +39,17 @@ REQUESTS_BURST = 40.0
 OFFERS_PER_REQUEST = 50
 """So many offers to check cost as much as a request more."""
 
-_MAX_METERED = 4096
-
 Offers = Annotated[tuple[SignedOffer, ...], Meta(max_length=MAX_OFFERS)]
 
 
 class Ask(Struct, frozen=True, array_like=True, tag=1):
-    """`offers`: what the asker wants known. `digest`: what it knows; None where it wants nothing back."""
+    """`offers`: what the asker wants known. `digest`: what it knows; None where it wants nothing back. `want`: it wants
+    only such offers, and at most MAX_WANTED of them; the digest is of such ones.
+    """
 
     offers: Offers = ()
     digest: Annotated[bytes, Meta(max_length=MAX_DIGEST_BYTES)] | None = None
+    want: Want | None = None
 
 
 class Told(Struct, frozen=True, array_like=True, tag=2):
@@ -79,6 +84,8 @@ def answer(ask: Ask, book: OfferBook, now: float) -> tuple[Told, list[SignedOffe
     news = book.merge(ask.offers, now)
     if ask.digest is None:
         return Told(now=now), news
+    if ask.want is not None:
+        return Told(tuple(book.wanted(ask.digest, now, ask.want, MAX_WANTED)), False, now), news
     lacking, more = book.lacking(ask.digest, now, MAX_OFFERS_BYTES)
     return Told(tuple(lacking[:MAX_OFFERS]), more or len(lacking) > MAX_OFFERS, now), news
 
@@ -116,23 +123,9 @@ def neighbours(me: str, members: Collection[str], count: int, era: int) -> list[
     return sorted(members, key=weight)[:count]
 
 
-class Meter:
-    """Token bucket per asker: `REQUESTS_PER_S` with a burst. Remembers the last few thousand askers."""
-
-    def __init__(self, rate: float = REQUESTS_PER_S, burst: float = REQUESTS_BURST) -> None:
-        self._rate = rate
-        self._burst = burst
-        self._level: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def take(self, peer: str, now: float, cost: float) -> None:
-        """Raises Overloaded where the peer asks too much. `cost`: in plain requests."""
-        tokens, then = self._level.pop(peer, (self._burst, now))
-        tokens = min(self._burst, tokens + max(0.0, now - then) * self._rate)
-        self._level[peer] = (max(0.0, tokens - cost), now)
-        if len(self._level) > _MAX_METERED:
-            self._level.popitem(last=False)
-        if tokens < cost:
-            raise Overloaded("asks for offers too often", peer=peer)
+def meter() -> Meter:
+    """Bounds what one asker may ask for."""
+    return Meter(REQUESTS_PER_S, REQUESTS_BURST, "asks for offers too often")
 
 
 def _check_size(data: Buffer) -> None:

@@ -118,10 +118,21 @@ class Kad:
         routing.view, routing.remember = view, self._remember
         self._dht.peer_routing = self._dht.provider_store.peer_routing = routing
 
+    async def serve(self, on: bool) -> None:
+        """Answer others from now on, or no more; nothing where it is so already."""
+        mode = DHTMode.SERVER if on else DHTMode.CLIENT
+        if mode is not self._dht.mode:
+            await self._dht.switch_mode(mode)
+            await self.add_members()  # the library empties its table
+
     def close(self) -> None:
         """Serve no more."""
-        if self._config.serve:
+        if self._serves:
             self._host.remove_stream_handler(DHT_PROTOCOL)
+
+    @property
+    def _serves(self) -> bool:
+        return bool(self._dht.mode is DHTMode.SERVER)
 
     async def calm(self) -> None:
         """Stop the library's auto-connector, which dials whoever the peerstore knows, up to 200, the dead included; and
@@ -155,7 +166,9 @@ class Kad:
                 store.remove(key)
 
     async def publish(self, at: PeerAddress, models: Collection[str]) -> bool:
-        """Put the own contact, and provide the keys of `models`. False where it did not end in time."""
+        """Put the own contact, and provide the keys of `models` (names, revisions in hex, stretches of layers). False
+        where it did not end in time.
+        """
         now = self._clock()
         value = records.sign_contact(self._identity, at, now, self._config.contact_lifetime_s)
         with trio.move_on_after(self._config.publish_timeout_s):
@@ -173,7 +186,7 @@ class Kad:
         """Where a peer said it can be reached."""
         key = records.contact_key(peer)
         self._counts["searches"] += 1
-        if not self._config.serve:
+        if not self._serves:
             self._dht.value_store.remove(key.encode())  # the library never asks again for what it once got
         with trio.move_on_after(self._config.search_timeout_s):
             value = await self._dht.get_value(key, quorum=QUORUM)
@@ -184,9 +197,9 @@ class Kad:
         return None
 
     async def find_providers(self, model: str) -> list[PeerAddress]:
-        """Who says it serves a model (a name, or a revision in hex), alive or not."""
+        """Who says it serves a model (a name, a revision in hex, a stretch of its layers), alive or not."""
         self._counts["searches"] += 1
-        if not self._config.serve:
+        if not self._serves:
             self._dht.provider_store.providers.pop(records.model_multihash(model), None)  # as above
         with trio.move_on_after(self._config.search_timeout_s):
             found = await self._dht.find_providers(records.model_key(model), MAX_ANSWERS)

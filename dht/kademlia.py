@@ -16,15 +16,22 @@ from pathlib import Path
 
 import trio
 
-from paceline.dht import offers
+from paceline.dht import offers, stretches
 from paceline.dht.kad import Kad, KadConfig
 from paceline.dht.membership import Membership, MembershipConfig
 from paceline.dht.streams import StreamCalls
+from paceline.dht.stretches import Want
+from paceline.net.dialback import is_direct
 from paceline.net.host import Libp2pTransport
 from paceline.net.identity import Identity
 from paceline.wire.errors import InvalidRequest
 from paceline.wire.messages import PeerAddress
-from paceline.wire.offers import Offer, Service
+from paceline.wire.offers import Offer
+
+ASKED = 4
+"""Providers of one stretch that are asked for its offers: each tells of others, too."""
+
+FETCH_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +51,9 @@ class DirectoryConfig:
     """At the earliest so long after the last one, where a third of the members are others since."""
     tidy_s: float = 5.0
     search_again_s: float = 5.0
-    """A model that nobody serves is searched in Kademlia at most this often."""
+    """A model that nobody serves, or a stretch of layers, is searched in Kademlia at most this often."""
+    crowd: int = stretches.CROWD
+    """Members beyond which nodes are filed by stretches of layers in place of names."""
     membership: MembershipConfig = field(default_factory=MembershipConfig)
 
 
@@ -80,7 +89,7 @@ class KademliaDirectory:
 
     @asynccontextmanager
     async def _run(self) -> AsyncIterator[None]:
-        serves = bool(self._transport.address.control)
+        serves = is_direct(self._transport.address)
         kad_config = KadConfig(serves, contact_lifetime_s=1.9 * self._config.publish_s)
         async with self._calls.run(), self._membership.run():
             kad = Kad(self._transport.host, self._identity, kad_config, self._clock, self)
@@ -90,7 +99,7 @@ class KademliaDirectory:
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._keep_tidy, kad)
-                    if serves:
+                    if self._transport.address.control:
                         nursery.start_soon(self._keep_published, kad)
                     yield
                     nursery.cancel_scope.cancel()
@@ -98,7 +107,8 @@ class KademliaDirectory:
                 kad.close()
 
     async def announce(self, offer: Offer) -> None:
-        """Returns at once; neighbours are told in the background, Kademlia where models or addresses changed.
+        """Returns at once; neighbours are told in the background, Kademlia where models or addresses changed. Who is
+        reached through a relay only stops to be one of Kademlia's servers, and is one again when that has changed.
 
         Raises OfferRejected where no other peer could accept it, or its sequence is not after the previous one's.
         """
@@ -106,6 +116,8 @@ class KademliaDirectory:
         previous, self._own = self._own, offer
         if previous is None or _published(previous) != _published(offer):
             self._changed.set()
+        if self._kad is not None and (previous is None or previous.at != offer.at):
+            await self._kad.serve(is_direct(offer.at))
         await trio.lowlevel.checkpoint()
 
     async def withdraw(self) -> None:
@@ -117,12 +129,38 @@ class KademliaDirectory:
 
     async def offers(self, model: str | None = None) -> Sequence[Offer]:
         """From the warm view, at once; a model that it does not know is searched, for a few seconds at most."""
-        known = self._membership.book.live(self._clock(), model)
+        known = self._membership.live(model)
         if not known and model is not None and self._may_search(model):
             await self._search(model)
-            known = self._membership.book.live(self._clock(), model)
+            known = self._membership.live(model)
         await trio.lowlevel.checkpoint()
         return known
+
+    async def cover(self, revision: bytes, layers: int, missing: Sequence[int]) -> int:
+        """Each stretch of layers has a key in Kademlia, whose providers are asked for offers of that stretch."""
+        if self._kad is None or self.is_complete():
+            await trio.lowlevel.checkpoint()
+            return 0
+        numbers = stretches.touched(layers, missing)
+        asked = [number for number in numbers if self._may_search(stretches.text(revision, number))]
+        news: list[int] = []
+
+        async def ask(kad: Kad, number: int) -> None:
+            part = stretches.span(layers, number)
+            providers = await kad.find_providers(stretches.text(revision, number))
+            random.shuffle(providers)
+            with trio.move_on_after(FETCH_S):
+                async with trio.open_nursery() as nursery:
+                    for it in providers[:ASKED]:
+                        nursery.start_soon(fetch, it, Want(revision, part.start, part.end))
+
+        async def fetch(member: PeerAddress, want: Want) -> None:
+            news.append(await self._membership.fetch(member, want))
+
+        async with trio.open_nursery() as nursery:
+            for number in asked:
+                nursery.start_soon(ask, self._kad, number)
+        return sum(news)
 
     async def find(self, peer: str) -> Offer | None:
         """One peer's live offer: from the view, or asked from the peer itself at the address that Kademlia has."""
@@ -145,14 +183,18 @@ class KademliaDirectory:
     # --- what Kademlia asks of the view (`kad.View`) ----------------------------------------------------------
 
     def belongs(self, peer: str) -> bool:
-        """Whether the peer is a member: it has a live offer, or is a bootstrap member that answers."""
-        if not self.is_complete() or self._membership.book.find(peer, self._clock()) is not None:
+        """Whether Kademlia may ask the peer: it can be dialled, and has a live offer or is a bootstrap member that
+        answers.
+        """
+        if (known := self._membership.book.find(peer, self._clock())) is not None:
+            return is_direct(known.at)
+        if not self.is_complete():
             return True
         return peer in self._bootstrap and self._membership.answers(peer)
 
     def everybody(self) -> list[PeerAddress]:
-        """Members that can be called, without those that did not answer last."""
-        return [it for it in self._membership.members().values() if self.belongs(it.peer)]
+        """See Directory."""
+        return [it for it in self._membership.members().values() if self.belongs(it.peer) and is_direct(it)]
 
     def is_complete(self) -> bool:
         """False where the view had to refuse newcomers."""
@@ -189,9 +231,13 @@ class KademliaDirectory:
             self._changed = trio.Event()
             self._published_to, self._published_at = len(self._membership.members()), self._clock()
             own = self._own
-            if own is not None and not await kad.publish(own.at, _models(own.services)):
+            if own is not None and not await kad.publish(own.at, self._keys(own)):
                 self._changed.set()
             await trio.sleep(self._config.tidy_s)
+
+    def _keys(self, own: Offer) -> tuple[str, ...]:
+        crowd = len(self._membership.members()) >= self._config.crowd
+        return stretches.filed_under(own.services, crowd=crowd)
 
     def _is_stale(self) -> bool:
         """Whether a key's closest members have become others. Bounded in time, too: where a machine is so busy that its
@@ -243,10 +289,6 @@ def _written(file: str) -> list[str]:
         ) from error
 
 
-def _models(services: Sequence[Service]) -> frozenset[str]:
-    """Names and revisions, for Kademlia's provider records."""
-    return frozenset(key for it in services for key in (it.model, it.revision.hex()))
-
-
-def _published(offer: Offer) -> tuple[PeerAddress, frozenset[str]]:
-    return offer.at, _models(offer.services)
+def _published(offer: Offer) -> tuple[PeerAddress, tuple[str, ...]]:
+    """What Kademlia's records say of a node, in the finest form."""
+    return offer.at, stretches.filed_under(offer.services, crowd=True)

@@ -25,6 +25,7 @@ import trio
 
 from paceline.dht import exchange, offers
 from paceline.dht.exchange import Ask, Told
+from paceline.dht.stretches import Want
 from paceline.dht.view import CAPACITY, OfferBook
 from paceline.wire.errors import InternalError, OfferRejected, Overloaded, PeerUnavailable, ProtocolViolation
 from paceline.wire.messages import PeerAddress
@@ -39,6 +40,9 @@ MAX_ASKERS = 256
 """Clients that are told of withdrawals, by one member."""
 
 ASKER_ROUNDS = 10
+
+FOUND = 1024
+"""Offers kept beside a full view."""
 
 MAX_LAPSED = 64
 """Former members that are remembered, and tried again."""
@@ -91,6 +95,8 @@ class Membership:
         self, me: str, calls: Calls, config: MembershipConfig, clock: Clock, rng: random.Random | None = None
     ) -> None:
         self.book = OfferBook(config.capacity)
+        self.found = OfferBook(FOUND)
+        """Offers that were asked for by their layers while the view was full."""
         self._me = me
         self._calls = calls
         self._config = config
@@ -100,7 +106,7 @@ class Membership:
         self._failing: dict[str, _Failing] = {}
         self._lapsed: OrderedDict[str, PeerAddress] = OrderedDict()
         self._askers: OrderedDict[str, float] = OrderedDict()
-        self._meter = exchange.Meter()
+        self._meter = exchange.meter()
         self._gathered: list[SignedOffer] = []
         self._urgent = trio.Event()
         self._passed: dict[str, tuple[float, bool]] = {}
@@ -173,6 +179,37 @@ class Membership:
                 break
         return True
 
+    async def fetch(self, member: PeerAddress, want: Want) -> int:
+        """Take from one member offers of certain layers that are not known here. How many were news; 0, too, where it
+        could not be reached or misbehaved.
+        """
+        now = self._clock()
+        told = await self._ask(
+            member, Ask(digest=self.book.digest(now, want) + self.found.digest(now, want), want=want)
+        )
+        if told is None:
+            return 0
+        lies, now = self.book.lies + self.found.lies, self._clock()
+        news = len(self.book.merge(told.offers, now))
+        strange = [it for it in told.offers if not self._knows(it, now)]
+        news += len(self.found.merge(strange, now))
+        if self.book.lies + self.found.lies > lies:
+            self._note_failure(member.peer)
+        self._counts["fetched"] += news
+        return news
+
+    def _knows(self, signed: SignedOffer, now: float) -> bool:
+        try:
+            return self.book.find(offers.peek(signed).peer, now) is not None
+        except OfferRejected:
+            return True  # counted by the book
+
+    def live(self, model: str | None = None) -> list[Offer]:
+        """The view, and what was found beside it."""
+        now = self._clock()
+        beside = [it for it in self.found.live(now, model) if self.book.find(it.peer, now) is None]
+        return self.book.live(now, model) + beside
+
     def members(self) -> dict[str, PeerAddress]:
         """Everybody who can be called: whoever has a live offer, and the bootstrap members."""
         known = {it.peer: it for it in self._config.bootstrap}
@@ -195,7 +232,7 @@ class Membership:
     def statistics(self) -> dict[str, int]:
         """Counts since the start; `clock_skew_ms`: by how much members' clocks were ahead of this one, last seen."""
         talk = {f"exchange_{name}": count for name, count in sorted(self._counts.items())}
-        skew = {"clock_skew_ms": round(self._skew_s * 1000)}
+        skew = {"clock_skew_ms": round(self._skew_s * 1000), "peers_beside_view": len(self.found.live(self._clock()))}
         return self.book.statistics(self._clock()) | talk | skew | {"neighbours": len(self.neighbours())}
 
     async def _join(self) -> None:
@@ -250,6 +287,7 @@ class Membership:
                     nursery.start_soon(self.pull, self._rng.choice(reachable))
 
     def _forget(self, now: float) -> None:
+        self.found.expire(now)
         for offer in self.book.expire(now):
             if offer.peer != self._me and offer.at.control:
                 self._lapsed[offer.peer] = offer.at

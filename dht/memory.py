@@ -12,10 +12,13 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import trio
 
-from paceline.dht import offers
+from paceline.dht import offers, stretches
+from paceline.dht.stretches import Want
 from paceline.dht.view import CAPACITY, OfferBook
+from paceline.net.dialback import is_direct
 from paceline.net.identity import Identity
 from paceline.wire.errors import PeerUnavailable
+from paceline.wire.messages import PeerAddress
 from paceline.wire.offers import Offer
 
 Clock = Callable[[], float]
@@ -45,7 +48,14 @@ class MemorySwarm:
 class MemoryDirectory:
     """`Directory` over a MemorySwarm."""
 
-    def __init__(self, swarm: MemorySwarm, identity: Identity) -> None:
+    def __init__(
+        self, swarm: MemorySwarm, identity: Identity, *, holds: Callable[[str], bool] = lambda peer: True
+    ) -> None:
+        """`holds`: whom the view has room for; others are found by their layers only, as in a large swarm."""
+        self.asked: list[str] = []
+        """Stretches that were asked for."""
+        self._holds = holds
+        self._found: set[str] = set()
         self._swarm = swarm
         self._identity = identity
         self._own: Offer | None = None
@@ -84,7 +94,30 @@ class MemoryDirectory:
         await trio.lowlevel.checkpoint()
         if not self._swarm.reaches(self._identity.peer):
             return []
-        return self._swarm.book.live(self._swarm.clock(), model)
+        live = self._swarm.book.live(self._swarm.clock(), model)
+        return [it for it in live if it.peer in self._found or self._holds(it.peer)]
+
+    async def cover(self, revision: bytes, layers: int, missing: Sequence[int]) -> int:
+        """Finds all that hold a layer of the missing ones' stretches."""
+        await trio.lowlevel.checkpoint()
+        live = self._swarm.book.live(self._swarm.clock())
+        strange = [it for it in live if it.peer not in self._found and not self._holds(it.peer)]
+        if not strange or not self._swarm.reaches(self._identity.peer):
+            return 0
+        before = len(self._found)
+        for number in stretches.touched(layers, missing):
+            self.asked.append(stretches.text(revision, number))
+            part = stretches.span(layers, number)
+            want = Want(revision, part.start, part.end)
+            self._found |= {it.peer for it in strange if want.overlap(it)}
+        return len(self._found) - before
+
+    def everybody(self) -> list[PeerAddress]:
+        """Whoever has a live offer and an address."""
+        if not self._swarm.reaches(self._identity.peer):
+            return []
+        live = self._swarm.book.live(self._swarm.clock())
+        return [it.at for it in live if it.peer != self._identity.peer and is_direct(it.at)]
 
     def statistics(self) -> dict[str, int]:
         """The shared book's counters."""

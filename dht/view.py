@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from paceline.dht import offers
+from paceline.dht.stretches import Want
 from paceline.wire import limits
 from paceline.wire.errors import Malformed, OfferRejected
 from paceline.wire.offers import Offer, SignedOffer
@@ -134,9 +135,26 @@ class OfferBook:
         self._bound_floors()
         return [offer for offer in gone if not offers.is_withdrawal(offer)]
 
-    def digest(self, now: float) -> bytes:
-        """What this view knows, for another one to compare: 16 bytes per peer, withdrawn ones included."""
-        return b"".join(_ENTRY.pack(entry.tag, entry.offer.sequence) for entry in self._standing(now))
+    def digest(self, now: float, want: Want | None = None) -> bytes:
+        """What this view knows (of `want`), for another one to compare: 16 bytes per peer, withdrawn ones included."""
+        return b"".join(
+            _ENTRY.pack(entry.tag, entry.offer.sequence)
+            for entry in self._standing(now)
+            if want is None or want.overlap(entry.offer)
+        )
+
+    def wanted(self, digest: bytes, now: float, want: Want, most: int) -> list[SignedOffer]:
+        """At most `most` offers that a view with `digest` lacks, those that hold most of the wanted layers first, of
+        equals the longest-lived. Raises Malformed.
+        """
+        known = read_digest(digest)
+        found = [
+            (want.overlap(entry.offer), entry.offer.expires_at, entry)
+            for entry in self._standing(now)
+            if entry.offer.sequence > known.get(entry.tag, -1) and want.overlap(entry.offer)
+        ]
+        found.sort(key=lambda it: it[:2], reverse=True)
+        return [entry.signed for _, _, entry in found[:most]]
 
     def lacking(self, digest: bytes, now: float, max_bytes: int) -> tuple[list[SignedOffer], bool]:
         """What a view with `digest` lacks of this one, longest-lived first, within `max_bytes`; and whether there is

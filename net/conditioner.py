@@ -21,6 +21,7 @@ from pathlib import Path
 import trio
 
 from paceline.net import profiles
+from paceline.net.dialback import Doors
 from paceline.net.lane import Lanes
 from paceline.net.profiles import LinkProfile, LinkWeather
 from paceline.net.sky import Gated, Sky
@@ -246,6 +247,10 @@ class ConditionedTransport:
     @property
     def address(self) -> PeerAddress:
         return self._inner.address
+
+    @property
+    def doors(self) -> Doors | None:
+        return self._inner.doors
 
     @property
     def profile(self) -> LinkProfile:

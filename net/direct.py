@@ -199,6 +199,11 @@ class _Wire:
         return None
 
 
+def raw_connection(stream: trio.SocketStream) -> RawConnection:
+    """A socket that this side has connected, as libp2p's upgrades take it."""
+    return RawConnection(_Wire(stream), True)
+
+
 class Handshake:
     """Turns a connected socket into a channel, or closes it."""
 
@@ -209,7 +214,7 @@ class Handshake:
 
     async def outbound(self, stream: trio.SocketStream, peer: PeerId, timeout_s: float) -> DirectChannel:
         """Prove ourselves to `peer`, and it to us. Raises PeerUnavailable, ProtocolViolation (another peer)."""
-        raw = RawConnection(_Wire(stream), True)
+        raw = raw_connection(stream)
         return await self._channel(stream, raw, self._noise.secure_outbound(raw, ID.from_string(peer)), timeout_s, peer)
 
     async def inbound(self, stream: trio.SocketStream, timeout_s: float, first: bytes = b"") -> DirectChannel:

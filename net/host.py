@@ -28,8 +28,9 @@ from libp2p.stream_muxer.yamux.yamux import Yamux
 from multiaddr import Multiaddr
 
 from paceline.net import hardening
-from paceline.net.dialing import AddressBook, Attempt, first_of, format_tcp, parse_tcp, reachable_hosts
+from paceline.net.dialing import AddressBook, Attempt, first_of, format_tcp, parse_tcp
 from paceline.net.direct import DirectChannel, DirectListener, Handshake
+from paceline.net.doors import HostDoors
 from paceline.net.identity import Identity
 from paceline.net.lane import Lanes
 from paceline.net.relaying import CIRCUIT, HOP, STOP, Relay, Relayed, through
@@ -38,6 +39,7 @@ from paceline.net.streams import LINK_PROTOCOL, HostStream, StreamChannel
 from paceline.net.transport import Channel, ChannelHandler
 from paceline.net.unwrapping import single_errors
 from paceline.wire import limits
+from paceline.wire.dialback import DialMe
 from paceline.wire.errors import DeadlineExceeded, InvalidRequest, PacelineError, PeerUnavailable
 from paceline.wire.ids import PeerId
 from paceline.wire.messages import PeerAddress
@@ -87,8 +89,7 @@ class Libp2pTransport:
         self.host: Any = _new_host(self._handshake)
         self._counts: Counter[str] = Counter()
         hardening.guard(self.host, self._report)
-        self._control: tuple[str, ...] = ()
-        self._data: tuple[str, ...] = ()
+        self._doors = HostDoors(self, self._handshake)
         self._book = AddressBook(trio.current_time)
         self._nursery: trio.Nursery | None = None
         self._channels: dict[DirectChannel | StreamChannel, None] = {}
@@ -99,14 +100,20 @@ class Libp2pTransport:
         """Makes streams wait, but those that are channels: the link conditioner has its own way with channels."""
 
     @property
+    def doors(self) -> HostDoors | None:
+        """None for a process that opens no port."""
+        return self._doors if self._config.listens and not self._config.relays else None
+
+    @property
     def address(self) -> PeerAddress:
-        return PeerAddress(self.peer, control=self._control, data=self._data)
+        return self._doors.address
 
     def statistics(self) -> dict[str, int]:
         """Refused things by kind (``refused_…``), and open channels by kind."""
         kinds = Counter(f"channels_{channel.kind}" for channel in self._channels)
         refused = {f"refused_{kind}": count for kind, count in sorted(self._counts.items())}
-        return refused | dict(kinds) | (self._relay.statistics() if self._config.relay else {})
+        relay = self._relay.statistics() if self._config.relay else {}
+        return refused | dict(kinds) | relay | dict(self._doors.desk.counts)
 
     # --- life ---------------------------------------------------------------------------------------------------
 
@@ -124,7 +131,7 @@ class Libp2pTransport:
             with single_errors():
                 async with self._own_host(listen), trio.open_nursery() as nursery:
                     self._nursery = nursery
-                    self._learn_addresses(data_listeners)
+                    self._learn_addresses(nursery, data_listeners)
                     self.serve_stream(LINK_PROTOCOL, partial(self._serve_link, handler))
                     if data_listeners:
                         serve = self._data_service(handler).serve
@@ -134,7 +141,7 @@ class Libp2pTransport:
                         yield
                     finally:
                         self._nursery = None
-                        self._control = self._data = ()
+                        self._doors.closed()
                         await self._close_channels()
                     nursery.cancel_scope.cancel()
         finally:
@@ -182,23 +189,20 @@ class Libp2pTransport:
             finally:
                 await hardening.close(self.host)
 
-    def _learn_addresses(self, data_listeners: list[trio.SocketListener]) -> None:
-        if not self._config.listens:
+    def _learn_addresses(self, nursery: trio.Nursery, data_listeners: list[trio.SocketListener]) -> None:
+        config = self._config
+        if not config.listens:
             return
-        if self._config.relays:
-            self._control = tuple(f"{address}{CIRCUIT}" for address in self._config.relays)[: limits.MAX_ADDRESSES]
+        if config.relays:
+            circuits = tuple(f"{address}{CIRCUIT}" for address in config.relays)[: limits.MAX_ADDRESSES]
+            self._doors.address, self._doors.relayed = PeerAddress(self.peer, circuits), True
             return
         ports = {int(address.value_for_protocol("tcp")) for address in self.host.get_transport_addrs()}
         if not ports:
-            where = format_tcp(self._config.listen_host, self._config.control_port)
+            where = format_tcp(config.listen_host, config.control_port)
             raise InvalidRequest(f"cannot listen on {where}", cure="choose another control port")
-        self._control = self._announced(ports.pop())
-        if data_listeners:
-            self._data = self._announced(data_listeners[0].socket.getsockname()[1])
-
-    def _announced(self, port: int) -> tuple[str, ...]:
-        hosts = self._config.announce or reachable_hosts(self._config.listen_host)
-        return tuple(format_tcp(host, port) for host in hosts)[: limits.MAX_ADDRESSES]
+        data = data_listeners[0].socket.getsockname()[1] if data_listeners else 0
+        self._doors.opened(nursery, config.listen_host, config.announce, DialMe(ports.pop(), data))
 
     def _data_service(self, handler: ChannelHandler) -> DirectListener:
         assert self.lanes is not None

@@ -339,7 +339,10 @@ class Links:
         try:
             early = await self._answer(channel)
         except PacelineError as error:
-            self._count(error)
+            # Who proved his key, said nothing and hung up only wanted to know whether anybody is there.
+            looked_in = isinstance(error, PeerUnavailable) and not isinstance(error, DeadlineExceeded)
+            if channel.bytes_heard or not looked_in:
+                self._count(error)
             return
         if early is None:
             return

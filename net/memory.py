@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import trio
 
 from paceline.net.lane import Lanes
+from paceline.net.memory_doors import MemoryDoors
 from paceline.net.transport import ChannelHandler, ChannelKind
 from paceline.net.unwrapping import single_errors
 from paceline.wire import limits
@@ -282,6 +283,8 @@ class MemoryTransport:
         self.peer = peer
         self.alive = True
         self.lanes: Lanes | None = None
+        self.doors: MemoryDoors | None = None
+        """Where the test gives this peer an IP address (`net.memory_doors`)."""
         self._network = network
         self._listens = listens
         self._handler: ChannelHandler | None = None
@@ -290,6 +293,8 @@ class MemoryTransport:
 
     @property
     def address(self) -> PeerAddress:
+        if self.doors is not None:
+            return self.doors.address
         return PeerAddress(self.peer, control=(f"/memory/{self.peer}",) if self._listens else ())
 
     @property

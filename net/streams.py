@@ -34,6 +34,14 @@ class HostStream:
         self._stream = stream
         self._gate = gate
 
+    @property
+    def remote_ip(self) -> str | None:
+        """IP address at the other end of the connection that carries the stream; None over a circuit, and over IPv6,
+        whose addresses the library does not tell.
+        """
+        found = self._stream.muxed_conn.get_remote_address()
+        return str(found[0]) if found else None
+
     async def read(self, n: int) -> bytes:
         """1 to n bytes; raises PeerUnavailable at the end of the stream."""
         data: bytes = await self._call(self._stream.read, n)

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Literal, Protocol
 
+from paceline.net.dialback import Doors
 from paceline.net.lane import Lanes
 from paceline.wire.ids import PeerId
 from paceline.wire.messages import PeerAddress
@@ -69,6 +70,11 @@ class Transport(Protocol):
     @property
     def lanes(self) -> Lanes | None:
         """Connections for bulk beside links; None: there are none, and bulk goes over links."""
+        ...
+
+    @property
+    def doors(self) -> Doors | None:
+        """What decides which addresses are told; None: there is nothing to decide."""
         ...
 
     @property

@@ -23,6 +23,7 @@ from paceline.node.blocks import BlockDesk, BlockSource, NoBlocks
 from paceline.node.config import NodeConfig
 from paceline.node.engine_thread import Engine, EngineThread
 from paceline.node.offering import Offering
+from paceline.node.reachability import Reachability
 from paceline.node.services import LoadedService
 from paceline.node.sessions import SessionTable
 from paceline.node.stage_loop import StageLoop
@@ -95,6 +96,7 @@ class Node:
         self.surroundings = Surroundings(self)
         self.offering = Offering(self, unix_time)
         self.lanes = transport.lanes
+        self.reachability = Reachability(self, transport.doors, unix_time) if transport.doors is not None else None
         self.desk = BlockDesk(self.links, blocks or NoBlocks(), self.config.upload_bytes_per_s, lanes=self.lanes)
         self.fetcher: Fetcher | None = None
         """Brings blocks from other nodes, where this one is built to."""
@@ -180,6 +182,8 @@ class Node:
             _log.info("serving", {"node": self.me, "spans": [str(it.shard.span) for it in self.table.services]})
             nursery.start_soon(self.offering.run)
             nursery.start_soon(self.surroundings.run)
+            if self.reachability is not None:
+                nursery.start_soon(self.reachability.run)
             await self._leaving.wait()
             await self._drain()
             nursery.cancel_scope.cancel()
@@ -260,5 +264,6 @@ class Node:
             "uplink_bytes_per_s": self.links.uplink_bytes_per_s(),
             "rtt_s": {peer: self.links.rtt_s(peer) for peer in self.links.peers()},
             "directory": self.directory.statistics(),
+            "reachability": self.reachability.account() if self.reachability is not None else {},
             **self._details(),
         }

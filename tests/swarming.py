@@ -20,6 +20,7 @@ from paceline.dht.memory import MemoryDirectory, MemorySwarm
 from paceline.engine.toy import ToyModel, ToyShard, toy_generate
 from paceline.net.identity import Identity
 from paceline.net.memory import MemoryNetwork
+from paceline.net.memory_doors import MemoryDoors
 from paceline.node.config import NodeConfig
 from paceline.node.engine_thread import InlineEngine
 from paceline.node.node import Node
@@ -55,15 +56,18 @@ class ToySwarm:
         kv_positions: int = 1 << 16,
         spill: Callable[[], Spill] | None = None,
         measured: Measured = MEASURED,
+        door: Callable[[str], MemoryDoors] | None = None,
     ) -> Node:
-        """Start a node that serves `spans` and wait until it is announced."""
+        """Start a node that serves `spans` and wait until it is announced. `door`: its place, by its peer id."""
         identity = Identity.ephemeral()
+        transport = self.network.transport(identity.peer)
+        transport.doors = door(identity.peer) if door is not None else None
         services = [
             LoadedService("toy", REVISION, ToyShard(self.model, Span(*span), kv_positions), measured, shadow)
             for span in spans
         ]
         node = Node(
-            self.network.transport(identity.peer),
+            transport,
             MemoryDirectory(self.swarm, identity),
             services,
             config,
@@ -98,13 +102,17 @@ class ToySwarm:
 
     @asynccontextmanager
     async def client(
-        self, limits: OwnerLimits | None = None, frontiers: Frontiers | None = None
+        self,
+        limits: OwnerLimits | None = None,
+        frontiers: Frontiers | None = None,
+        *,
+        holds: Callable[[str], bool] = lambda peer: True,
     ) -> AsyncIterator[ClientCore]:
-        """A client of this swarm."""
+        """A client of this swarm. `holds`: whom its view has room for."""
         identity = Identity.ephemeral()
         swarm = Swarm(
             self.network.transport(identity.peer, listens=False),
-            MemoryDirectory(self.swarm, identity),
+            MemoryDirectory(self.swarm, identity, holds=holds),
             unix_time=self.swarm.clock,
         )
         core = ClientCore(swarm, Store(self.folder / "store"), limits, frontiers)

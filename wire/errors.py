@@ -73,6 +73,12 @@ class DeadlineExceeded(PeerUnavailable):
     code = "deadline_exceeded"
 
 
+class Unreachable(PeerUnavailable):
+    """Others cannot dial this process at what it announces. Told in the status and by `paceline doctor`, not raised."""
+
+    code = "unreachable"
+
+
 class NoRoute(PeerUnavailable):
     """The live offers do not cover every layer of one revision. `missing` names the layers."""
 

@@ -53,3 +53,6 @@ MAX_FRONTIER = 8
 
 MAX_HOLDINGS = 1_100
 """Blocks that one question about holdings names: every layer of the largest model, and its other blocks."""
+
+MAX_DIAL_BACK_BYTES = 512
+"""One question of `wire.dialback`, or its answer, encoded."""

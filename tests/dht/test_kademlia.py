@@ -17,13 +17,14 @@ import pytest
 import trio
 import varint
 from dht_hosts import loopback, way_in
-from dht_making import offer, person, with_body
+from dht_making import REVISION, offer, person, with_body
 from libp2p.kad_dht.pb.kademlia_pb2 import Message
 
-from paceline.dht import exchange, offers, records
+from paceline.dht import exchange, offers, records, stretches
 from paceline.dht.exchange import Ask
 from paceline.dht.kademlia import DirectoryConfig, KademliaDirectory, parse_bootstrap
 from paceline.dht.membership import MembershipConfig
+from paceline.dht.view import CAPACITY
 from paceline.net.hardening import DHT_PROTOCOL
 from paceline.net.host import Libp2pTransport
 from paceline.net.identity import Identity
@@ -49,12 +50,15 @@ class Node:
         return offers.stamp(mine, time.time(), lifetime)
 
 
-def config(bootstrap: tuple[str, ...], round_s: float = 0.4) -> DirectoryConfig:
-    return DirectoryConfig(bootstrap, tidy_s=0.3, membership=MembershipConfig(round_s=round_s, join_timeout_s=5.0))
+def config(
+    bootstrap: tuple[str, ...], round_s: float = 0.4, *, crowd: int = stretches.CROWD, capacity: int = CAPACITY
+) -> DirectoryConfig:
+    membership = MembershipConfig(round_s=round_s, join_timeout_s=5.0, capacity=capacity)
+    return DirectoryConfig(bootstrap, tidy_s=0.3, crowd=crowd, membership=membership)
 
 
 @asynccontextmanager
-async def nodes(count: int) -> AsyncIterator[list[Node]]:
+async def nodes(count: int, *, crowd: int = stretches.CROWD, lifetime: float = LIFETIME_S) -> AsyncIterator[list[Node]]:
     """A line of members, each told only of the one before it. `node.scope.cancel()` kills one without a word."""
     made: list[Node] = []
     async with trio.open_nursery() as nursery:
@@ -62,14 +66,15 @@ async def nodes(count: int) -> AsyncIterator[list[Node]]:
         async def live(n: int, started: trio.Event) -> None:
             async with loopback(person(n + 1)) as transport:
                 bootstrap = way_in(made[-1].transport) if made else ()
-                node = Node(person(n + 1), transport, KademliaDirectory(transport, person(n + 1), config(bootstrap)))
+                directory = KademliaDirectory(transport, person(n + 1), config(bootstrap, crowd=crowd))
+                node = Node(person(n + 1), transport, directory)
                 with node.scope:
                     async with node.directory.run():
                         made.append(node)
                         while True:
-                            await node.directory.announce(node.fresh())
+                            await node.directory.announce(node.fresh(lifetime))
                             started.set()
-                            await trio.sleep(LIFETIME_S / 3)
+                            await trio.sleep(lifetime / 3)
 
         for n in range(count):
             started = trio.Event()
@@ -127,6 +132,23 @@ async def test_a_model_that_the_view_does_not_know_is_found_by_kademlia() -> Non
             assert alone.peer == made[2].who.peer
 
 
+async def test_a_full_view_finds_layers_by_their_stretches() -> None:
+    """The client's view has room for one; Kademlia names the others, and they are asked for the wanted layers only."""
+    async with nodes(3, crowd=0, lifetime=60.0) as made, loopback(person(60), listens=False) as transport:
+        everybody = {it.who.peer for it in made}
+        for node in made:
+            await sees(node.directory, everybody)
+        way = way_in(made[0].transport)
+        client = KademliaDirectory(transport, person(60), config(way, round_s=1000.0, capacity=1))
+        async with client.run():
+            await until(lambda: all(it.directory.statistics().get("kad_published", 0) >= 1 for it in made))
+            assert len(await client.offers("toy")) == 1
+            assert await client.cover(REVISION, 30, range(16, 24)) == 0, "nobody holds those"
+            assert await client.cover(REVISION, 30, range(4)) == 2
+            assert {it.peer for it in await client.offers("toy")} == everybody
+            assert client.statistics()["peers_beside_view"] == client.statistics()["kad_searches"] == 2
+
+
 async def test_a_client_is_in_nobodys_routing_table() -> None:
     async with nodes(2) as made, loopback(person(60), listens=False) as transport:
         client = KademliaDirectory(transport, person(60), config(way_in(made[0].transport)))
@@ -135,6 +157,24 @@ async def test_a_client_is_in_nobodys_routing_table() -> None:
             assert client.statistics()["kad_searches"] == 1
             for node in made:
                 await until(lambda node=node: node.directory.statistics()["kad_table"] == 1)  # type: ignore[misc]
+
+
+async def test_who_is_reached_through_a_relay_only_is_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with nodes(2) as made:
+        first, second = made
+        await until(lambda: first.directory.statistics()["kad_table"] == 1)
+        direct = second.transport.address
+        circuit = PeerAddress(direct.peer, (f"{direct.control[0]}/p2p/{person(9).peer}/p2p-circuit",))
+        monkeypatch.setattr(second.transport._doors, "address", circuit)
+        await until(lambda: first.directory.statistics()["kad_table"] == 0)
+        assert first.directory.everybody() == []
+        assert {it.peer for it in await first.directory.offers()} == {first.who.peer, second.who.peer}
+        with pytest.raises(PeerUnavailable):
+            await first.transport.open_stream(direct, DHT_PROTOCOL, timeout_s=5)
+        monkeypatch.setattr(second.transport._doors, "address", direct)
+        await until(lambda: first.directory.statistics()["kad_table"] == 1)
+        stream = await first.transport.open_stream(direct, DHT_PROTOCOL, timeout_s=5)
+        await quietly_reset(stream)
 
 
 async def test_garbage_on_both_protocols_is_counted_and_the_node_keeps_serving() -> None:

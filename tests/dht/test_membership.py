@@ -313,7 +313,7 @@ async def test_a_member_that_passes_on_a_forged_offer_is_left_alone_for_a_while(
 
 
 def test_many_offers_cost_more_than_one_request() -> None:
-    meter = exchange.Meter()
+    meter = exchange.meter()
     many = exchange.cost(Ask((offers.sign(person(1), offer(person(1))),) * 400))
     for _ in range(4):
         meter.take("pushy", NOW, many)

@@ -85,7 +85,16 @@ def test_a_healthy_machine_has_no_fault(patient: Patient) -> None:
     status, findings = examined(patient)
     assert [finding for finding in findings if finding["cure"]] == []
     assert status == 0
-    assert {finding["about"] for finding in findings} >= {"versions", "ports", "swarm", "clock", "disk", "store", "GPU"}
+    assert {finding["about"] for finding in findings} >= {
+        "versions",
+        "ports",
+        "swarm",
+        "clock",
+        "reached",
+        "disk",
+        "store",
+        "GPU",
+    }
 
 
 def test_a_port_in_use(patient: Patient) -> None:
@@ -107,6 +116,14 @@ def test_a_member_that_cannot_be_reached(patient: Patient, one: LocalSwarm) -> N
     about, told, cure = the_fault(patient)
     assert (about, f"127.0.0.1:{port} cannot be reached" in told) == ("swarm", True)
     assert "firewall" in cure
+
+
+def test_a_port_that_nobody_outside_can_reach(patient: Patient) -> None:
+    """It listens where the swarm does not see it: the member dials the address that the question came from."""
+    patient.options[1] = "127.0.0.2"
+    about, told, cure = the_fault(patient)
+    assert (about, told) == ("reached", f"nobody outside can reach port {patient.options[3]}")
+    assert "--relay" in cure
 
 
 def test_a_disk_quota(patient: Patient) -> None:
