@@ -165,14 +165,17 @@ def node(
 
       paceline node --span 1/3 --swarm /ip4/…/tcp/…/p2p/…  # join one with a third of the layers
     """
-    given = locals()
-    config = _config(given)
+    config = _config(locals())
     if preview:
-        from paceline.cli.preview import show
+        _preview(config)
+    else:
+        _serve(config)
 
-        show(config)
-        return
-    _serve(config)
+
+def _preview(config: DaemonConfig) -> None:
+    from paceline.cli.preview import show
+
+    show(config)
 
 
 def _config(given: dict[str, Any]) -> DaemonConfig:

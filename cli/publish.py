@@ -23,6 +23,21 @@ PUBLISHER = "publisher"
 """The identity (under ``identities/``) that signs this machine's releases."""
 
 
+Canary = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of new sessions that may try this revision, above 0 and below 1: a canary. The present "
+        "revision stays, for all others. Again with another share: more, or fewer.",
+    ),
+]
+Promote = Annotated[
+    bool, typer.Option("--promote", help="SOURCE is a name: release the canary that runs there for everybody.")
+]
+Withdraw = Annotated[
+    bool, typer.Option("--withdraw", help="SOURCE is a name: end its canary, by releasing the present revision again.")
+]
+
+
 def publish(
     source: Annotated[
         str,
@@ -36,20 +51,9 @@ def publish(
         list[str] | None,
         typer.Option(help="N=FILE: take decoder layer N from this safetensors file, for an edited revision."),
     ] = None,
-    canary: Annotated[
-        float | None,
-        typer.Option(
-            help="Share of new sessions that may try this revision, above 0 and below 1: a canary. The present "
-            "revision stays, for all others. Again with another share: more, or fewer.",
-        ),
-    ] = None,
-    promote: Annotated[
-        bool, typer.Option("--promote", help="SOURCE is a name: release the canary that runs there for everybody.")
-    ] = False,
-    withdraw: Annotated[
-        bool,
-        typer.Option("--withdraw", help="SOURCE is a name: end its canary, by releasing the present revision again."),
-    ] = False,
+    canary: Canary = None,
+    promote: Promote = False,
+    withdraw: Withdraw = False,
     store_gb: StoreGb = 0.0,
     home: Annotated[Path | None, typer.Option(help="Where models lie.", envvar="PACELINE_HOME")] = None,
 ) -> None:
