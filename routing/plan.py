@@ -43,6 +43,11 @@ class RingRequest:
         if self.max_stages < 1 or self.chunk < 1 or self.prompt < 1 or self.positions < 1:
             raise ValueError("max_stages, chunk, prompt and positions are at least 1")
 
+    @property
+    def past(self) -> float:
+        """Positions that a decode step attends to on average: the prompt, and half of what may be generated."""
+        return self.prompt + max(0, self.positions - self.prompt) / 2.0
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedStage:
@@ -120,7 +125,8 @@ def explain(plan: RingPlan, runner_up: RingPlan | Literal["unknown"] | None = "u
     lines.append(f"{'':>3} {'sum':<16} {'0:' + str(plan.layers):>9} {compute * 1e3:>11.3f} {hops * 1e3:>9.3f}")
     lines.append(
         f"predicted {plan.token_s * 1e3:.3f} ms a token ({_rate(plan.token_s)} tokens/s), first token after "
-        f"{plan.ttft_s * 1e3:.0f} ms for {plan.request.prompt} positions"
+        f"{plan.ttft_s * 1e3:.0f} ms for {plan.request.prompt} positions; "
+        f"at a past of {plan.request.past:.0f} positions"
     )
     if runner_up != "unknown":
         lines.append(_comparison(plan, runner_up))

@@ -40,7 +40,7 @@ def cheapest_ring(view: SwarmView, request: RingRequest) -> RingPlan:
     layers, the constraint that lost them, and a cure.
     """
     rows = eligible(view, request)
-    costs = stage_costs(view.table(request.revision), request.terms)
+    costs = stage_costs(view.table(request.revision), request.terms, request.past, request.prompt)
     best: Solution | None = None
     for chosen in numerics_classes(view, request, rows):
         problem = problem_of(view, request, costs, chosen)
