@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-from msgspec.structs import astuple
 from numpy.typing import NDArray
 
 from paceline.routing.coordinates import Coordinate, located, usable
@@ -99,8 +98,9 @@ class ServiceTable:
     @cached_property
     def measured(self) -> Floats:
         """n × 9: the columns of `paceline.wire.offers.Measured`, in its order."""
-        rows = [astuple(service.measured) for service in self.services]
-        return np.array(rows, dtype=np.float64).reshape(len(rows), len(Measured.__struct_fields__))
+        names = Measured.__struct_fields__
+        rows = [[getattr(service.measured, name) for name in names] for service in self.services]
+        return np.array(rows, dtype=np.float64).reshape(len(rows), len(names))
 
     def _ints(self, name: str) -> Ints:
         return np.array([getattr(service, name) for service in self.services], dtype=np.int64)
