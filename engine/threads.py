@@ -25,6 +25,8 @@ for a number they follow each other, every other step."""
 SURPRISE, SPREADS, SURPRISED = log(1.4), 3.0, 3
 """Steps in a row that take so much more or less than usual, and so many times what they usually differ by: the machine
 has changed, try again now."""
+CALMER = log(1.15)
+"""What is usual has fallen by so much since the last trial was lost: others have gone, try again now."""
 FADING = 1 / 12
 """What one step adds to what is usual."""
 
@@ -45,6 +47,8 @@ class ThreadChoice:
         """Logarithms of the last step of the best, and of a trial after it."""
         self._usual: float | None = None
         self._spread, self._odd = 0.0, 0
+        self._lost_at: float | None = None
+        """What was usual when the last trial was lost."""
 
     def choose(self) -> int:
         """How many threads the next step uses."""
@@ -76,13 +80,14 @@ class ThreadChoice:
             self._others.append(self._others.pop(0))
             if self._others[0] == min(self._others):  # all of them have lost
                 self._rest, self._every = self._every, min(2 * self._every, RARELY)
+                self._lost_at = self._usual
 
     def _take(self, threads: int) -> None:
         self._others = sorted({*self._others, self.best} - {threads})
         self._told = dict.fromkeys(self._others, 0.0)
         self.best = threads
         self._rest = self._every = PROBE_EVERY
-        self._usual, self._spread, self._odd = None, 0.0, 0
+        self._usual, self._lost_at, self._spread, self._odd = None, None, 0.0, 0
 
     def _notice(self, taken: float) -> None:
         """Keep what is usual for the best; see SURPRISE."""
@@ -96,6 +101,8 @@ class ThreadChoice:
         elif not self._odd:
             self._usual += FADING * (taken - self._usual)
             self._spread += FADING * (off - self._spread)
+            if self._lost_at is not None and self._usual < self._lost_at - CALMER:
+                self._rest, self._every, self._lost_at = 0, PROBE_EVERY, None
 
 
 def wait_briefly() -> None:

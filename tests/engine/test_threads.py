@@ -154,3 +154,14 @@ def test_a_machine_that_becomes_busy_and_quiet_again_is_followed(seed: int) -> N
     ride(quiet, 150, choice, draw)
     took, would, _ = ride(quiet, 200, choice, draw)
     assert took <= 1.1 * would[2]
+
+
+def test_two_threads_are_back_soon_after_a_busy_time() -> None:
+    """Half of the times within forty steps, and always before the longest rest between trials is over."""
+    took = []
+    for seed in range(40):
+        draw, choice = Random(seed), ThreadChoice(2)
+        ride(busy, 300 + seed, choice, draw)
+        took.append(next(steps for steps in range(1, 400) if ride(quiet, 1, choice, draw) and choice.best == 2))
+    assert sorted(took)[20] <= 40
+    assert max(took) <= 120
