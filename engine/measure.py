@@ -63,7 +63,8 @@ def _batch_s(shard: Shard, sessions: int, budget_s: float, clock: Clock) -> floa
 def _timed(shard: Shard, *, sessions: int, n: int, sample: bool, clock: Clock, budget_s: float = _BUDGET_S) -> float:
     """Median seconds of one step."""
     keys = [("measure", number) for number in range(sessions)]
-    most = max(n, min(shard.shape.max_context, 512, shard.kv_free // sessions))  # a node may have little KV
+    # A node may have little KV, and rounds what each session reserves up to its pages.
+    most = max(n, min(shard.shape.max_context, 512, shard.kv_free // (sessions + 1)))
     times, opened = list[float](), list[tuple[str, int]]()
     try:
         for key in keys:
