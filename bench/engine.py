@@ -171,7 +171,9 @@ def show_span(store: Store, manifest: Manifest, span: Span, packed: bool) -> Non
     how = "packed" if packed else "mapped"
     print(
         f"span {span!s:6s} {how}: load {took:.1f} s, decode {found.decode_s * 1e3:.1f} ms "
-        f"(+{found.head_s * 1e3:.1f} head, +{found.decode_extra_s * 1e3:.1f} a further stream), "
+        f"(+{found.head_s * 1e3:.1f} head, +{found.decode_extra_s * 1e3:.1f} a further stream, "
+        f"+{found.decode_many_s * 1e3:.1f} beyond four, +{found.decode_past_s * 1e6:.2f} for 1,000 positions of past), "
+        f"prefill {found.prefill_s_per_position * 1e3:.2f} ms a position (+{found.prefill_past_s * 1e6:.3f}), "
         f"RSS {memory.rss / 1e6:.0f} MB (before {before / 1e6:.0f}, of it pages of files {memory.shared / 1e6:.0f})",
         flush=True,
     )

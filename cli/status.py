@@ -50,12 +50,18 @@ def _row(node: dict[str, Any]) -> list[str]:
         node["state"],
         "\n".join(s["model"] for s in services),
         "\n".join(s["span"] for s in services),
-        "\n".join(f"{s['decode_s'] * 1e3:.1f} ms" for s in services),
+        "\n".join(_decode(s) for s in services),
         str(node["sessions"]),
         "\n".join(str(s["kv_free"]) for s in services),
         f"{node.get('rss_bytes', 0) / 1e6:.0f} MB",
         ", ".join(f"{name} {count}" for name, count in sorted(faults.items()) if count),
     ]
+
+
+def _decode(service: dict[str, Any]) -> str:
+    """What a token takes, and what a thousand positions of past add to it, where the node has measured it."""
+    past_ms = service.get("decode_past_s", 0.0) * 1e6
+    return f"{service['decode_s'] * 1e3:.1f} ms" + (f" + {past_ms:.1f}/1000" if past_ms else "")
 
 
 def coverage(nodes: list[dict[str, Any]]) -> list[str]:

@@ -6,7 +6,7 @@ packing: the packed weights are this process's own memory, no longer pages of th
 =====  =============================================================  ===================================
 class  weights                                                        rows
 =====  =============================================================  ===================================
-f32    float32, in oneDNN's blocks                                    float32
+f32    float32, in oneDNN's blocks or as they are (`quickest`)        float32
 bf16   bfloat16, in oneDNN's blocks                                   bfloat16, sums in float32
 int8   8 bits, one scale for each output                              8 bits, one scale for each row
 int4   4 bits, scale and least value for every 32 inputs (GGUF Q4_1)  bfloat16, sums in float32
@@ -17,6 +17,10 @@ No class mixes rows: what a row gives does not depend on what else is in the bat
 
 from __future__ import annotations
 
+import functools
+import time
+from collections.abc import Callable
+from statistics import median
 from typing import Any, Protocol
 
 import torch
@@ -26,6 +30,11 @@ from paceline.engine.shard import Weights
 
 GROUP = 32
 """Inputs that share a scale in the int4 class."""
+
+CLEARLY = 0.9
+"""Torch's own product is taken only where it takes less than this share of the time of oneDNN's."""
+_TRIED, _SIDE, _TURNS = 8, 1024, 6
+"""`quickest` tries so many square weights of such a side, 32 MB: more than the caches next to a core hold."""
 
 
 class Product(Protocol):
@@ -67,6 +76,21 @@ class Packed:
     def _after(self, x: Tensor, what: str) -> Tensor:
         made: Tensor = _pointwise(x.to(self._dtype), self._weight, self._bias, what, [], "")
         return made.float()
+
+
+class Plain:
+    """f32 as torch multiplies by itself, weights lying as ``[in, out]``."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self._weight = weight.t().contiguous()
+        self._bias = bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.mm(x, self._weight) if self._bias is None else torch.addmm(self._bias, x, self._weight)
+
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        made = torch.addmm(other, x, self._weight)
+        return made if self._bias is None else made.add_(self._bias)
 
 
 class Bytes:
@@ -122,11 +146,46 @@ _nibbles: Any = torch.ops.aten._weight_int4pack_mm_for_cpu
 
 def product(weight: Tensor, bias: Tensor | None, weights: Weights) -> Product:
     """`weight` ``[out, in]``, in the form of its class. Sizes that int4 cannot group fall to int8."""
-    if weights in ("f32", "bf16"):
-        return Packed(weight, bias, torch.float32 if weights == "f32" else torch.bfloat16)
+    if weights == "f32":
+        return quickest()(weight, bias)
+    if weights == "bf16":
+        return Packed(weight, bias, torch.bfloat16)
     if weights == "int8" or weight.shape[1] % GROUP or weight.shape[0] % 16:
         return Bytes(weight, bias)
     return Nibbles(weight, bias)
+
+
+@functools.cache
+def quickest() -> Callable[[Tensor, Tensor | None], Product]:
+    """Which form float32 weights take in this process: tried once, with one row, in 0.05 s.
+
+    Both give the same numbers up to rounding; which of the two reads weights faster is the processor's affair, by a
+    third on either side (figures: docs/LOG.md). By the processor's time of one thread, which others cannot take.
+    """
+    packed = functools.partial(Packed, dtype=torch.float32)
+    return Plain if share(Plain, packed) < CLEARLY else packed
+
+
+@torch.inference_mode()
+def share(
+    one: Callable[[Tensor, Tensor | None], Product],
+    other: Callable[[Tensor, Tensor | None], Product],
+    clock: Callable[[], float] = time.thread_time,
+) -> float:
+    """The time of one row through weights in the form `one`, as a share of that in the form `other`; in turns."""
+    weights = [torch.full((_SIDE, _SIDE), 0.5) for _ in range(_TRIED)]
+    pairs = [(one(weight, None), other(weight, None)) for weight in weights]
+    row, shares, threads = torch.ones(1, _SIDE), list[float](), torch.get_num_threads()
+    torch.set_num_threads(1)
+    for pair in pairs * _TURNS:
+        taken = list[float]()
+        for each in pair:
+            began = clock()
+            each(row)
+            taken.append(clock() - began)
+        shares.append(taken[0] / max(taken[1], 1e-9))
+    torch.set_num_threads(threads)
+    return median(shares)
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:

@@ -242,6 +242,8 @@ class Node:
                     "numerics": s.shard.numerics,
                     "decode_s": s.measured.decode_s,
                     "prefill_s_per_position": s.measured.prefill_s_per_position,
+                    "decode_past_s": s.measured.decode_past_s,
+                    "prefill_past_s": s.measured.prefill_past_s,
                     "kv_free": s.shard.kv_free,
                     "sessions": self.table.of_service(s),
                     "shadow": s.shadow,

@@ -90,7 +90,7 @@ def ridden(view: SwarmView, request: RingRequest, route: Sequence[Stage]) -> tup
     What those cost is not known, so the totals mean nothing until they are replaced. None where all are silent.
     """
     view = view.with_peers(stage.at for stage in route)
-    costs = stage_costs(view.table(request.revision), request.terms)
+    costs = stage_costs(view.table(request.revision), request.terms, request.past, request.prompt)
     offered = [_offered(view, request, costs, stage) for stage in route]
     numerics = next((legs[0].numerics for legs in offered if legs), None)
     if numerics is None:

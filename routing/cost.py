@@ -4,15 +4,18 @@ Knows measured capability and latencies. Refuses to know how rings are searched.
 
 Time per token of a ring with stages 1 … S, stage k running ``n_k`` of the ``N_k`` layers of its service::
 
-    T = Σ_k load_k · (fixed_k + decode_k · n_k / N_k)  +  load_S · head_S        compute
+    T = Σ_k load_k · (fixed_k + decode_k(past) · n_k / N_k)  +  load_S · head_S  compute
       + Σ_k penalty_k                                                           stragglers, expected recovery
       + Σ_{k<S} (one_way(k, k+1) + frame_bytes / uplink_k)                       forward hops
       + one_way(S, 1)                                                           the token's way back to the head
 
 A hop inside one peer costs nothing. The client is not in the loop, so its latency is in the time to first token only.
 
-- ``load_k = 1 + sessions · max(decode_extra / decode, 5 %)``: what joining the sessions already there costs us if all
-  of them are in the same batch. The 5 % keep clients with the same view from all choosing the same replica.
+- ``decode_k(past) = decode_k + past · decode_past_k``, at the past that the session will have on average: its prompt
+  and half of what it may generate. Prefill likewise, at half of its prompt.
+- ``load_k = 1 + Σ_s max(extra_s / decode, 5 %)`` over the sessions already there, ``extra_s`` being `decode_extra` for
+  those that fit into a batch of `FEW_SESSIONS` with us and `decode_many` for the others: what joining them costs us if
+  all of them are in the same batch. The 5 % keep clients with the same view from all choosing the same replica.
 - ``penalty_k``: optional, additive, seconds per token: a straggler's measured excess over its offer, plus expected
   recovery ``failure rate × repair time × token time``.
 - Time to first token: every chunk of the prompt crosses all stages as a pipeline, so the first chunk pays each stage
@@ -28,6 +31,7 @@ import numpy as np
 
 from paceline.routing.latency import Floats, Ints
 from paceline.routing.view import ServiceTable
+from paceline.wire.offers import FEW_SESSIONS
 
 FRAME_OVERHEAD_BYTES = 160
 """Header, length prefix and Noise tags of one frame."""
@@ -75,22 +79,35 @@ class StageCosts:
     uplink: Floats
 
 
-def stage_costs(table: ServiceTable, terms: CostTerms) -> StageCosts:
-    """The cost model's columns for every service of a revision."""
-    decode, prefill, fixed, extra, head, uplink = table.measured.T
+def stage_costs(table: ServiceTable, terms: CostTerms, past: float = 0.0, prompt: float = 0.0) -> StageCosts:
+    """The cost model's columns for every service of a revision.
+
+    `past`: positions that a decode step attends to, on average over the session; `prompt`: positions to be prefilled.
+    """
+    decode, prefill, fixed, extra, head, uplink, many, decode_past, prefill_past = table.measured.T
     span = np.maximum(table.end - table.start, 1).astype(np.float64)
-    share = np.divide(extra, decode, out=np.zeros_like(extra), where=decode > 0.0)
-    load = 1.0 + table.sessions * np.maximum(share, MIN_EXTRA_SHARE)
+    load = _load(table.sessions, decode, extra, many)
     uplink = np.where(uplink > 0.0, uplink, GUESS_UPLINK_BYTES_PER_S)
     penalty = penalties(table, terms)
     return StageCosts(
-        per_layer=load * decode / span,
+        per_layer=load * (decode + past * decode_past) / span,
         entry=load * fixed + penalty,
         tail=load * head,
         upload=frame_bytes(table.hidden, 1) / uplink,
-        prefill=load * prefill / span,
+        prefill=load * (prefill + prompt / 2.0 * prefill_past) / span,
         uplink=uplink,
     )
+
+
+def _load(sessions: Ints, decode: Floats, extra: Floats, many: Floats) -> Floats:
+    """The factor by which the sessions already there slow ours."""
+    few = np.minimum(sessions, FEW_SESSIONS - 1)
+    shares = [
+        np.maximum(np.divide(more, decode, out=np.zeros_like(more), where=decode > 0.0), MIN_EXTRA_SHARE)
+        for more in (extra, np.where(many > 0.0, many, extra))
+    ]
+    load: Floats = 1.0 + few * shares[0] + (sessions - few) * shares[1]
+    return load
 
 
 def frame_bytes(hidden: int | Ints, positions: int) -> Floats:

@@ -53,6 +53,11 @@ class RingRequest:
         if self.objective not in OBJECTIVES or not 0 <= self.seed < 1 << 64:
             raise ValueError(f"the objective is one of {', '.join(OBJECTIVES)}, the seed has 64 bits")
 
+    @property
+    def past(self) -> float:
+        """Positions that a decode step attends to on average: the prompt, and half of what may be generated."""
+        return self.prompt + max(0, self.positions - self.prompt) / 2.0
+
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
@@ -142,7 +147,8 @@ def explain(plan: RingPlan, runner_up: RingPlan | Literal["unknown"] | None = "u
     lines.append(f"{'':>3} {'sum':<16} {'0:' + str(plan.layers):>9} {compute * 1e3:>11.3f} {hops * 1e3:>9.3f}")
     lines.append(
         f"predicted {plan.token_s * 1e3:.3f} ms a token ({_rate(plan.token_s)} tokens/s), first token after "
-        f"{plan.ttft_s * 1e3:.0f} ms for {plan.request.prompt} positions"
+        f"{plan.ttft_s * 1e3:.0f} ms for {plan.request.prompt} positions; "
+        f"at a past of {plan.request.past:.0f} positions"
     )
     if runner_up != "unknown":
         lines.append(_comparison(plan, runner_up))

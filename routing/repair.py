@@ -58,7 +58,7 @@ def standbys(view: SwarmView, plan: RingPlan) -> tuple[PlannedStage | None, ...]
     """
     view = view.with_peers(stage.at for stage in plan.stages)
     table = view.table(plan.revision)
-    costs = stage_costs(table, plan.request.terms)
+    costs = stage_costs(table, plan.request.terms, plan.request.past, plan.request.prompt)
     spare = np.array([service.shadow for service in table.services], dtype=bool) & table.serving
     spare &= table.kv_free >= plan.request.positions
     fits = [_shadow_rows(table, plan, stage, spare) for stage in plan.stages]
@@ -82,7 +82,7 @@ def _filled(view: SwarmView, request: RingRequest, plan: RingPlan, survivors: tu
     for stage in survivors:
         holes[stage.span.start : stage.span.end] = False
     rows = eligible(view, request, holes) if holes.any() else np.zeros(len(table), dtype=bool)
-    costs = stage_costs(table, request.terms)
+    costs = stage_costs(table, request.terms, request.past, request.prompt)
     problem = _with_survivors(view, problem_of(view, request, costs, rows), survivors)
     found = choose([candidates_of(view, request, problem)], request.objective, request.seed)
     if found is None:

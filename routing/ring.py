@@ -42,7 +42,7 @@ def chosen_ring(view: SwarmView, request: RingRequest) -> RingPlan:
     """
     rows = eligible(view, request)
     table = view.table(request.revision)
-    costs = stage_costs(table, request.terms)
+    costs = stage_costs(table, request.terms, request.past, request.prompt)
     classes = [
         candidates_of(view, request, problem_of(view, request, costs, chosen))
         for chosen in numerics_classes(view, request, rows)

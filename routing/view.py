@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from paceline.routing.coordinates import Coordinate, located, usable
 from paceline.routing.latency import Floats, Ints, LatencyMap, latency_map
 from paceline.wire.messages import PeerAddress
-from paceline.wire.offers import Offer, Service
+from paceline.wire.offers import Measured, Offer, Service
 
 Bools = NDArray[np.bool_]
 
@@ -97,12 +97,10 @@ class ServiceTable:
 
     @cached_property
     def measured(self) -> Floats:
-        """n × 6: the columns of `paceline.wire.offers.Measured`, in its order."""
-        rows = [
-            (m.decode_s, m.prefill_s_per_position, m.fixed_s, m.decode_extra_s, m.head_s, m.uplink_bytes_per_s)
-            for m in (service.measured for service in self.services)
-        ]
-        return np.array(rows, dtype=np.float64).reshape(len(rows), 6)
+        """n × 9: the columns of `paceline.wire.offers.Measured`, in its order."""
+        names = Measured.__struct_fields__
+        rows = [[getattr(service.measured, name) for name in names] for service in self.services]
+        return np.array(rows, dtype=np.float64).reshape(len(rows), len(names))
 
     def _ints(self, name: str) -> Ints:
         return np.array([getattr(service, name) for service in self.services], dtype=np.int64)

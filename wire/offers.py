@@ -19,12 +19,17 @@ UnixSeconds = Annotated[float, Meta(ge=0.0, le=1e11)]
 Count = Annotated[int, Meta(ge=0, lt=1 << 62)]
 
 
+FEW_SESSIONS = 4
+"""Sessions in the batch that `Measured.decode_extra_s` was measured with; further ones cost `decode_many_s` each."""
+
+
 class Measured(Struct, frozen=True, array_like=True):
     """Capability of one service, measured by running its own span. Times in seconds.
 
     Decode of a batch of b sessions costs about ``decode_s + (b - 1) * decode_extra_s``, over the whole span; a part
     of the span costs its share by layers. `fixed_s` is paid per frame whatever its size. `head_s`: norm, LM head and
-    sampling, where this node is the tail (0 where it cannot be).
+    sampling, where this node is the tail (0 where it cannot be). Both decode and prefill grow with the past that is
+    attended to, in proportion.
     """
 
     decode_s: Seconds
@@ -34,6 +39,12 @@ class Measured(Struct, frozen=True, array_like=True):
     head_s: Seconds = 0.0
     uplink_bytes_per_s: Seconds = 0.0
     """0: not measured."""
+    decode_many_s: Seconds = 0.0
+    """What each session beyond the first `FEW_SESSIONS` adds to a step; 0: not measured, as `decode_extra_s`."""
+    decode_past_s: Seconds = 0.0
+    """What each position of past adds to one session's decode step."""
+    prefill_past_s: Seconds = 0.0
+    """What each position of past adds to each prefilled position."""
 
 
 class Service(Struct, frozen=True, array_like=True):

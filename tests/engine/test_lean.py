@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,7 @@ import torch
 
 from bench.parity_shards import tiny_model
 from paceline.engine.convert import from_model
-from paceline.engine.linear import GROUP, can_pack, product
+from paceline.engine.linear import GROUP, Packed, Plain, Product, can_pack, product, quickest, share
 from paceline.engine.shard import Weights, Work
 from paceline.engine.source import publish
 from paceline.engine.torch_shard import TorchShard
@@ -37,6 +40,38 @@ def test_a_product_is_near_the_true_one_and_adds_what_it_is_told(weights: Weight
         want = torch.nn.functional.linear(x, weight, given)
         assert (made(x) - want).abs().max() <= ERROR[weights] * want.abs().max()
         assert torch.allclose(made.plus(x, other), made(x) + other, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", [Plain, partial(Packed, dtype=torch.float32)])
+@pytest.mark.parametrize("rows", [1, 5, 33])
+def test_both_forms_of_float32_are_near_the_true_product(
+    form: Callable[[torch.Tensor, torch.Tensor | None], Product], rows: int
+) -> None:
+    draw = torch.Generator().manual_seed(4)
+    weight, bias, x, other = (
+        torch.randn(*shape, generator=draw) for shape in ((64, 96), (64,), (rows, 96), (rows, 64))
+    )
+    for given in (bias, None):
+        made, want = form(weight, given), torch.nn.functional.linear(x, weight, given)
+        assert torch.allclose(made(x), want, atol=1e-4)
+        assert torch.allclose(made.plus(x, other), want + other, atol=1e-4)
+
+
+@pytest.mark.parametrize("times", [0.5, 2.0])
+def test_the_quicker_form_is_told_by_the_clock_it_is_given(times: float) -> None:
+    """A clock on which the first of each pair of products takes `times` as long as the second."""
+
+    def ticks() -> Iterator[float]:
+        while True:
+            yield from (1.0, times, 1.0, 1.0)  # rest, first, rest, second
+
+    threads, now = torch.get_num_threads(), accumulate(ticks())
+    assert share(Plain, Plain, lambda: next(now)) == pytest.approx(times)
+    assert torch.get_num_threads() == threads
+
+
+def test_a_process_keeps_to_one_form() -> None:
+    assert quickest() is quickest()
 
 
 def test_integer_rows_do_not_know_their_batch() -> None:

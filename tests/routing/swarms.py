@@ -10,7 +10,7 @@ from msgspec import structs
 
 from paceline.routing.cost import FRAME_OVERHEAD_BYTES, GUESS_UPLINK_BYTES_PER_S, MIN_EXTRA_SHARE
 from paceline.wire.messages import PeerAddress
-from paceline.wire.offers import Measured, Offer, Service
+from paceline.wire.offers import FEW_SESSIONS, Measured, Offer, Service
 
 MODEL = "toy"
 REVISION = b"\x01" * 32
@@ -72,7 +72,10 @@ def _drawn_service(draw: st.DrawFn, start: int, layers: int) -> Service:
         fixed_s=draw(tenth),
         head_s=draw(tenth),
         decode_extra_s=draw(tenth),
-        sessions=draw(st.integers(0, 2)),
+        decode_many_s=draw(tenth),
+        decode_past_s=draw(tenth) / 1000,
+        prefill_past_s=draw(tenth) / 1000,
+        sessions=draw(st.integers(0, 6)),
         uplink_bytes_per_s=draw(st.sampled_from([0.0, 1e5, 1e7])),
         numerics=draw(st.sampled_from(["a", "a", "a", "b"])),
     )
@@ -118,11 +121,12 @@ def rings(offers: tuple[Offer, ...], layers: int, ends: frozenset[str] | None = 
     yield from grow((), 0)
 
 
-def ring_s(offers: tuple[Offer, ...], ring: tuple[Part, ...]) -> float:
-    """Token time by the formula of cost.py, written a second time."""
+def ring_s(offers: tuple[Offer, ...], ring: tuple[Part, ...], past: float = 1.0) -> float:
+    """Token time by the formula of cost.py, written a second time; `past` as of a request that says nothing."""
     total = 0.0
     for _, s, start, end in ring:
-        total += load(s) * (s.measured.fixed_s + s.measured.decode_s * (end - start) / (s.end - s.start))
+        decode_s = s.measured.decode_s + past * s.measured.decode_past_s
+        total += load(s) * (s.measured.fixed_s + decode_s * (end - start) / (s.end - s.start))
     total += load(ring[-1][1]) * ring[-1][1].measured.head_s
     for (a, s, _, _), (b, _, _, _) in pairwise(ring):
         if a != b:
@@ -132,5 +136,8 @@ def ring_s(offers: tuple[Offer, ...], ring: tuple[Part, ...]) -> float:
 
 
 def load(s: Service) -> float:
-    m = s.measured
-    return 1.0 + s.sessions * max(m.decode_extra_s / m.decode_s if m.decode_s else 0.0, MIN_EXTRA_SHARE)
+    m, total = s.measured, 1.0
+    for other in range(s.sessions):
+        each = m.decode_extra_s if other < FEW_SESSIONS - 1 or not m.decode_many_s else m.decode_many_s
+        total += max(each / m.decode_s if m.decode_s else 0.0, MIN_EXTRA_SHARE)
+    return total

@@ -35,15 +35,20 @@ def lawful(plan: RingPlan) -> None:
 
 
 @settings(max_examples=1_000, deadline=None)
-@given(swarms() | swarms(max_layers=5, max_peers=4, close=True))
-def test_regret_is_zero(offers: tuple[Offer, ...]) -> None:
+@given(
+    swarms() | swarms(max_layers=5, max_peers=4, close=True),
+    st.sampled_from([(1, 1, 1.0), (200, 1000, 600.0), (2000, 2001, 2000.5)]),
+)
+def test_regret_is_zero(offers: tuple[Offer, ...], sizes: tuple[int, int, float]) -> None:
     layers = offers[0].services[0].layers
-    costs = [ring_s(offers, ring) for ring in rings(offers, layers)]
+    prompt, positions, past = sizes
+    request = replace(REQUEST, prompt=prompt, positions=positions)
+    costs = [ring_s(offers, ring, past) for ring in rings(offers, layers)]
     if not costs:
         with pytest.raises(NoRoute):
-            cheapest_ring(view_of(*offers), REQUEST)
+            cheapest_ring(view_of(*offers), request)
         return
-    plan = cheapest_ring(view_of(*offers), REQUEST)
+    plan = cheapest_ring(view_of(*offers), request)
     lawful(plan)
     assert plan.token_s == pytest.approx(min(costs), abs=1e-12)
 
@@ -105,6 +110,31 @@ def test_regret_is_zero_under_every_other_constraint(offers: tuple[Offer, ...], 
             cheapest_ring(view_of(*offers), request)
         return
     assert cheapest_ring(view_of(*offers), request).token_s == pytest.approx(min(costs), abs=1e-12)
+
+
+def test_a_long_context_is_ridden_where_the_past_costs_least() -> None:
+    """`b` is slower from the start, and grows less with what it attends to."""
+    offers = (
+        offer("a", service(0, 4, 4, decode_s=0.010, decode_past_s=1e-5, prefill_past_s=1e-7)),
+        offer("b", service(0, 4, 4, decode_s=0.012, decode_past_s=1e-6, prefill_past_s=0.0)),
+    )
+    view = view_of(*offers)
+    short = cheapest_ring(view, replace(REQUEST, prompt=50, positions=150))
+    long = cheapest_ring(view, replace(REQUEST, prompt=2000, positions=2400))
+    assert (short.peers, long.peers) == (("a",), ("b",))
+    assert short.token_s == pytest.approx(0.010 + 100 * 1e-5)
+    assert long.token_s == pytest.approx(0.012 + 2200 * 1e-6)
+    assert "at a past of 2200 positions" in explain(long)
+    alone = cheapest_ring(view_of(offers[0]), replace(REQUEST, prompt=2000, positions=2400))
+    assert alone.stages[0].prefill_s_per_position == pytest.approx(1e-4 + 1000 * 1e-7)
+
+
+def test_sessions_beyond_a_small_batch_cost_what_was_measured_of_them() -> None:
+    crowded = {"decode_s": 0.01, "decode_extra_s": 0.005, "sessions": 10}
+    dear = cheapest_ring(view_of(offer("a", service(0, 4, 4, **crowded))), REQUEST)
+    cheap = cheapest_ring(view_of(offer("a", service(0, 4, 4, decode_many_s=0.001, **crowded))), REQUEST)
+    assert dear.token_s == pytest.approx(0.01 + 10 * 0.005)
+    assert cheap.token_s == pytest.approx(0.01 + 3 * 0.005 + 7 * 0.001)
 
 
 def test_a_slow_peer_with_everything_and_a_fast_neighbour_do_not_make_a_peer_ride_twice() -> None:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import get_args
 
+import msgspec
 import pytest
+from msgspec import structs
 
 from paceline.wire.codec import decode, encode
 from paceline.wire.messages import (
@@ -29,6 +31,7 @@ from paceline.wire.messages import (
     StageOpened,
     TokenEvent,
 )
+from paceline.wire.offers import Measured
 from paceline.wire.sampling import SamplingParams
 
 TAGS = {
@@ -175,3 +178,17 @@ def test_bytes_stay(message: Message, payload: bytes, expected: str) -> None:
 def test_heartbeats_of_before_bursts_were_measured_still_decode() -> None:
     assert decode(bytes.fromhex("00000005920ccd012c")) == (Ping(300), b"")
     assert decode(bytes.fromhex("00000005920dcd012c")) == (Pong(300, 0.0), b"")
+
+
+def test_what_a_node_measured_is_read_by_older_and_newer_peers() -> None:
+    """Fields are appended: a shorter array of an older node has the defaults, a longer one of a newer is read too."""
+    now = Measured(0.5, 0.25, 0.125, 0.0, 0.0, 1.0, 2.0, 3.0, 4.0)
+    data = bytes.fromhex(
+        "99cb3fe0000000000000cb3fd0000000000000cb3fc0000000000000cb0000000000000000cb0000000000000000"
+        "cb3ff0000000000000cb4000000000000000cb4008000000000000cb4010000000000000"
+    )
+    assert msgspec.msgpack.encode(now) == data
+    older = msgspec.msgpack.encode(list(structs.astuple(now))[:6])
+    assert msgspec.msgpack.decode(older, type=Measured) == Measured(0.5, 0.25, 0.125, uplink_bytes_per_s=1.0)
+    newer = msgspec.msgpack.encode([*structs.astuple(now), 5.0])
+    assert msgspec.msgpack.decode(newer, type=Measured) == now

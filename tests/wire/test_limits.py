@@ -93,7 +93,7 @@ def test_a_well_connected_node_with_several_models_fits_its_offer() -> None:
         layers=126,
         hidden=16_384,
         numerics="cuda-bf16-sm90",
-        measured=Measured(0.0213, 0.00012, 0.001, 0.0007, 0.004, 1.25e8),
+        measured=Measured(0.0213, 0.00012, 0.001, 0.0007, 0.004, 1.25e8, 0.0003, 1.1e-7, 1.3e-9),
         kv_free=1_000_000,
         max_context=limits.MAX_CONTEXT,
     )
