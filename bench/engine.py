@@ -160,15 +160,17 @@ def _bars(bars: Bars, one: dict[str, float], many: dict[str, float], cost: dict[
     bars.check(f"{STREAMS} sessions together ≥ 5 × one stream (float32)", gains["f32"] >= 5, shown)
 
 
-def show_span(store: Store, manifest: Manifest, span: Span, packed: bool) -> None:
+def show_span(store: Store, manifest: Manifest, span: Span, packed: bool, budget: int | None = None) -> None:
     """Load one span in this process; print its cost and the process's memory."""
     before = psutil.Process().memory_info().rss
     began = time.perf_counter()
-    shard = TorchShard.load(store, manifest, span, packed=packed)
+    shard = TorchShard.load(store, manifest, span, packed=packed, budget=budget)
     took = time.perf_counter() - began
     found = measure(shard)
     memory = psutil.Process().memory_full_info()
     how = "packed" if packed else "mapped"
+    if budget is not None:
+        how += f" up to {budget / 1e6:.0f} MB"
     print(
         f"span {span!s:6s} {how}: load {took:.1f} s, decode {found.decode_s * 1e3:.1f} ms "
         f"(+{found.head_s * 1e3:.1f} head, +{found.decode_extra_s * 1e3:.1f} a further stream, "
@@ -197,11 +199,13 @@ def main() -> int:
     parser.add_argument("--spans", action="store_true", help="only the cost and memory of single spans")
     parser.add_argument("--span", help="only load this span and print its cost (used by --spans)")
     parser.add_argument("--mapped", action="store_true", help="with --span: leave weights in the store's files")
+    parser.add_argument("--weights-gb", type=float, default=0.0, help="with --span: as the node's option")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     store, manifest = default_manifest()
     if options.span:
-        show_span(store, manifest, Span.parse(options.span), not options.mapped)
+        budget = int(options.weights_gb * 1e9) or None
+        show_span(store, manifest, Span.parse(options.span), not options.mapped, budget)
         return 0
     if options.spans:
         show_spans(manifest, options.threads)

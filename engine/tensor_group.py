@@ -84,6 +84,11 @@ class Group:
         """End what the device is waiting for. From any thread; the group is of no use afterwards."""
         self._group.abort()
 
+    def leave(self) -> None:
+        """Before the others are ended: a GPU's group would wait for them when it is taken down."""
+        if self._group is not None and self._device.type == "cuda":
+            self.abort()
+
     def _done(self, call: Any, *tensors: Any) -> None:
         """On a GPU: queued behind what was queued before; a rank that is lost then shows by `abort`."""
         try:

@@ -59,7 +59,7 @@ class TensorParallelShard(TorchShard):
         self._of: dict[SessionKV, int] = {}
         self._count = 0
         self._untold: list[tuple[Any, ...]] = []
-        self._end = weakref.finalize(self, _clean_up, told, job.folder)
+        self._end = weakref.finalize(self, _clean_up, group, told, job.folder)
 
     @classmethod
     def load(  # type: ignore[override]
@@ -104,15 +104,14 @@ class TensorParallelShard(TorchShard):
             stall_s=stall_s,
         )
         jobs = [replace(first, rank=rank, device=devices[rank]).encode() for rank in range(1, ranks)]
-        told = start(jobs)
+        told, group = start(jobs), first.group()
         try:
-            group = first.group()
             parts, where = load(first, group)
             told.wait(LOADED)
             group.meet()
             told.wait(READY)
         except BaseException:
-            _clean_up(told, folder)
+            _clean_up(group, told, folder)
             raise
         made = cls(parts, manifest, first, where, group, told)
         told.watch(group.abort)
@@ -205,11 +204,14 @@ def devices_from(first: str, ranks: int) -> list[str]:
     if start + ranks > present:
         raise InvalidRequest(
             f"{ranks} GPUs from {kind}:{start} on are wanted, this machine has {present}",
-            cure=f"--tensor-parallel {max(1, present - start)} at most",
+            cure=f"--tensor-parallel {present - start} at most"
+            if present - start > 1
+            else "leave --tensor-parallel out",
         )
     return [f"{kind}:{start + rank}" for rank in range(ranks)]
 
 
-def _clean_up(told: Workers, folder: str) -> None:
+def _clean_up(group: Group, told: Workers, folder: str) -> None:
+    group.leave()
     told.close()
     shutil.rmtree(folder, ignore_errors=True)

@@ -23,7 +23,7 @@ from paceline.wire.errors import WorkerLost, from_code
 LOADED, READY = "loaded", "ready"
 _END_S = 2.0
 """How long an ended worker may take to be gone."""
-_LAST_WORDS_S = 2.0
+_LAST_WORDS_S = 1.0
 
 
 @dataclass(slots=True)

@@ -236,6 +236,12 @@ def test_two_processes_serve_sessions_as_one_does(pair: TensorParallelShard, une
     assert pair.kv_free == 200
 
 
+def test_nobody_outside_can_reach_the_ranks(pair: TensorParallelShard) -> None:
+    me = psutil.Process()
+    heard = [it.laddr.ip for each in (me, *me.children()) for it in each.net_connections() if it.status == "LISTEN"]
+    assert set(heard) <= {"127.0.0.1"}
+
+
 def test_part_of_a_span_and_bad_works_do_no_harm(pair: TensorParallelShard, uneven: tuple[Store, Manifest]) -> None:
     one = TorchShard.load(*uneven, Span(0, 3))
     for shard in (one, pair):
