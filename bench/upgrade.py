@@ -9,6 +9,8 @@ machines; the nodes take it up one after another, by gossip, and let the old one
   computed before), and both revisions are named
 - tokens a second in any window of 4 s, from the publication to the end, at least 60 % of the median before
 
+A window may also be low because others had the processors: how much they had in it is told beside the bars.
+
 Exits 1 where a bar is missed. The model is small (6 layers of 96) so that two cores can feed eight clients; prompts
 whose next token is a near tie (where rounding may decide) are left out beforehand.
 """
@@ -28,6 +30,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import psutil
 import torch
 import trio
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -116,6 +119,24 @@ class Load:
     failed: list[str] = field(default_factory=list)
     failovers: int = 0
     over: bool = False
+    others: list[tuple[float, float]] = field(default_factory=list)
+    """Moments, and the part of all processors that others had since the one before."""
+
+    async def watch(self) -> None:
+        """What others take of the machine, until it is over."""
+        busy, own = _busy_s()
+        at = trio.current_time()
+        while not self.over:
+            await trio.sleep(0.5)
+            now, (busy_now, own_now) = trio.current_time(), _busy_s()
+            taken = (busy_now - busy) - (own_now - own)
+            self.others.append((now, max(0.0, taken) / ((now - at) * (os.cpu_count() or 1))))
+            at, busy, own = now, busy_now, own_now
+
+    def taken(self, since: float, until: float) -> float:
+        """The part of all processors that others had between two moments."""
+        found = [share for at, share in self.others if since < at <= until]
+        return sum(found) / len(found) if found else 0.0
 
     async def client(self, core: ClientCore, number: int) -> None:
         """One client, until it is over."""
@@ -161,6 +182,7 @@ async def run(
         async with trio.open_nursery() as nursery:
             for number, core in enumerate(cores):
                 nursery.start_soon(load.client, core, number)
+            nursery.start_soon(load.watch)
             await trio.sleep(5)
             began = trio.current_time()
             await trio.sleep(before_s)
@@ -184,6 +206,15 @@ async def revisions(watcher: ClientCore) -> dict[str, int]:
     for node in await watcher.status():
         found.update({service["revision"] for service in node.get("services", ())})
     return dict(found)
+
+
+def _busy_s() -> tuple[float, float]:
+    """Processor seconds so far: of the whole machine, and of this process and its children."""
+    times, me = psutil.cpu_times(), psutil.Process()
+    own = [each.cpu_times() for each in (me, *me.children(recursive=True))]
+    return sum(times) - times.idle - times.iowait - times.guest - times.guest_nice, sum(
+        it.user + it.system for it in own
+    )
 
 
 def tell(log: Path, published_at: float) -> None:
@@ -222,6 +253,8 @@ def judge(load: Load, moments: tuple[float, ...]) -> int:
     seconds = [sum(began + k <= at < began + k + 1 for at in load.times) for k in range(int(ended - began))]
     print(f"tokens of each second, published after {published - began:.1f}: {' '.join(map(str, seconds))}")
     print(f"least window before {before:.0f} tok/s; least of all begins {at - published:.1f} s after the publication")
+    then, usual = load.taken(at, at + WINDOW_S), load.taken(began, published)
+    print(f"others had {then:.0%} of the processors then, {usual:.0%} before")
     return bars.exit_status()
 
 
