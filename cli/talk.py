@@ -26,6 +26,9 @@ MaxTokens = Annotated[int, typer.Option(help="At most this many tokens.", min=1)
 Temperature = Annotated[float, typer.Option(help="0: always the most likely token.", min=0.0)]
 TopP = Annotated[float, typer.Option(help="Keep the likeliest tokens of this total probability.")]
 Seed = Annotated[int | None, typer.Option(help="Same seed, same answer.")]
+Hedge = Annotated[
+    bool, typer.Option("--hedge", help="Ask two rings for the first token and keep the quicker; costs a prompt more.")
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say who ran which layers, and how fast.")]
 
 
@@ -52,6 +55,11 @@ def account(result: Result, names: Mapping[str, str] | None = None) -> None:
         f"revision {result.revision[:12]}, {result.numerics}; seed {result.seed}; epochs {result.epochs}",
         soft_wrap=True,
     )
+    if result.hedged is not None:
+        told = {0: "none had a token", 1: "the cheapest was first", 2: "the other was first"}[result.hedged.won]
+        console.print(
+            f"  hedged: {result.hedged.rings} rings, {told}; up to {result.hedged.extra_positions} positions in vain"
+        )
     for failover in result.failovers:
         lost = ", ".join((names or {}).get(peer, peer[-8:]) for peer in failover.lost) or "nobody"
         console.print(
@@ -71,6 +79,7 @@ def generate(
     seed: Seed = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text (repeatable).")] = None,
     home: Home = None,
+    hedge: Hedge = False,
     verbose: Verbose = False,
 ) -> None:
     """Continue a text. The answer goes to standard output, everything else to standard error."""
@@ -82,7 +91,7 @@ def generate(
     with Client(swarm, home=home) as client:
         raise_instead()
         options = _options(model, max_tokens, temperature, top_p, seed, stop)
-        with client.generate(text, **options) as answer:
+        with client.generate(text, hedge=hedge, **options) as answer:
             stream_to_stdout(answer)
         if verbose:
             account(answer.result)

@@ -26,7 +26,8 @@ class GenerateOptions:
     `ends`: the only peers that may hold the first and the last layer; `max_stages`: the longest ring. `trace`: every
     token tells how long each stage had it. `avoid_stragglers`: a rider who becomes much slower than he offered to be is
     left behind, where that pays. `priority`, 1, 0 or -1: which of this client's sessions go first at a node where not
-    all can. `timeout_s`: how long to wait for a complete ring.
+    all can. `timeout_s`: how long to wait for a complete ring. `hedge`: the first token is asked of two rings, as
+    different as can be, and whoever has it first stays; a prompt is then computed twice (new sessions only).
     """
 
     model: str | None = None
@@ -57,6 +58,7 @@ class GenerateOptions:
     timeout_s: float = 15.0
     consistency: str = "available"
     priority: int = 0
+    hedge: bool = False
 
     def stops(self) -> tuple[str, ...]:
         """Stop strings as a tuple. Raises InvalidRequest for empty ones."""

@@ -50,7 +50,7 @@ class ResponseFormat(Struct, frozen=True):
 
 class Common(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What all generating endpoints share. `top_k`, `min_p`, `repetition_penalty`, `min_tokens`, `ignore_eos` and
-    `paceline_events` are extensions.
+    those that begin with `paceline` are extensions.
     """
 
     model: Annotated[str, Meta(min_length=1, max_length=128)]
@@ -66,6 +66,8 @@ class Common(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     paceline_events: bool = False
     paceline_consistency: Annotated[str, Meta(max_length=128)] = "available"
     """available, strong, bounded(k) or pinned(revision): docs/revisions.md."""
+    paceline_hedge: bool = False
+    """The first token is asked of two rings, and whoever has it first stays: docs/routing.md."""
     service_tier: Tier | None = None
     """Who goes first where the gateway is full, or a node has more prompts than it can take at once: priority before
     default before flex.
@@ -315,6 +317,7 @@ def _options(
         ignore_eos=request.ignore_eos,
         grammar=grammar,
         consistency=request.paceline_consistency,
+        hedge=request.paceline_hedge,
         priority=PRIORITY[request.service_tier or "auto"],
         timeout_s=wait_s,
         **values,
