@@ -103,7 +103,11 @@ class Hedge:
         """The second ring, if there is another one. Its failure is its own."""
         with self._scopes[1]:
             chooser = self._other(plan)
-            route = await _apart(chooser, plan)
+            try:
+                route = await _apart(chooser, plan)
+            except PacelineError as error:
+                self._errors[1] = error
+                return
             if route is None:
                 return
             ride = Ride(self._swarm, self._owners[1], chooser, partial(self._token, 1))

@@ -182,6 +182,11 @@ async def test_an_address_that_the_machine_does_not_know_is_announced_once_two_h
         account = await told(node, "reachable")
         assert node.links.address.control == ("/ip4/10.0.0.5/tcp/4001",), "one member's word is not enough"
         assert account["cure"] == "announce it: --announce 7.7.7.7"
+    async with street(tmp_path) as it:
+        node = await it.newcomer(host="10.0.0.5", outside="127.0.0.1")
+        account = await told(node, "reachable")
+        assert node.links.address.control == ("/ip4/10.0.0.5/tcp/4001",), "what others cannot use is not told"
+        assert account["warning"] == ""
 
 
 async def test_a_closed_data_port_is_not_announced(autojump_clock: object, tmp_path: Path) -> None:
