@@ -33,6 +33,9 @@ Objective = Annotated[
         "shall work alike."
     ),
 ]
+Hedge = Annotated[
+    bool, typer.Option("--hedge", help="Ask two rings for the first token and keep the quicker; costs a prompt more.")
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say who ran which layers, and how fast.")]
 
 
@@ -59,6 +62,11 @@ def account(result: Result, names: Mapping[str, str] | None = None) -> None:
         f"revision {result.revision[:12]}, {result.numerics}; seed {result.seed}; epochs {result.epochs}",
         soft_wrap=True,
     )
+    if result.hedged is not None:
+        told = {0: "none had a token", 1: "the cheapest was first", 2: "the other was first"}[result.hedged.won]
+        console.print(
+            f"  hedged: {result.hedged.rings} rings, {told}; up to {result.hedged.extra_positions} positions in vain"
+        )
     for failover in result.failovers:
         lost = ", ".join((names or {}).get(peer, peer[-8:]) for peer in failover.lost) or "nobody"
         console.print(
@@ -79,6 +87,7 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="End before this text (repeatable).")] = None,
     home: Home = None,
     objective: Objective = "latency",
+    hedge: Hedge = False,
     verbose: Verbose = False,
 ) -> None:
     """Continue a text. The answer goes to standard output, everything else to standard error."""
@@ -90,7 +99,7 @@ def generate(
     with Client(swarm, home=home) as client:
         raise_instead()
         options = _options(model, max_tokens, temperature, top_p, seed, stop) | {"objective": objective}
-        with client.generate(text, **options) as answer:
+        with client.generate(text, hedge=hedge, **options) as answer:
             stream_to_stdout(answer)
         if verbose:
             account(answer.result)

@@ -31,6 +31,8 @@ class Chooser:
         self._shadows = shadows
         self._standing: dict[int, PeerAddress] = {}
         self._gone: set[PeerId] = set()
+        self.apart: frozenset[str] = frozenset()
+        """Who may not ride for now: the other ring of a hedge."""
 
     async def first(self) -> tuple[Stage, ...]:
         """The ring that the objective asks for, if possible without peers whose link just fell. Raises NoRoute."""
@@ -127,7 +129,7 @@ class Chooser:
         terms = replace(
             self._request.terms, straggler_s=swarm.stragglers.excess_s(), failures_per_s=swarm.losses.per_s()
         )
-        return replace(self._request, excluded=self._request.excluded | gone, terms=terms)
+        return replace(self._request, excluded=self._request.excluded | gone | self.apart, terms=terms)
 
     def _repaired(self, view: SwarmView, gone: frozenset[PeerId]) -> tuple[Stage, ...]:
         if self.plan is None:

@@ -13,15 +13,16 @@ from typing import Any
 import trio
 
 from paceline.client.chooser import Chooser
+from paceline.client.hedge import Hedge
 from paceline.client.levels import Frontiers
 from paceline.client.models import Model, Models
 from paceline.client.options import GenerateOptions, Messages, Prompt
 from paceline.client.ride import Ride
-from paceline.client.stream import Stream
+from paceline.client.stream import Riding, Stream
 from paceline.client.swarm import Swarm
 from paceline.consistency.owner import Owner, OwnerLimits, Request
 from paceline.consistency.revisions import Level
-from paceline.routing.ring import RingRequest
+from paceline.routing.ring import RingPlan, RingRequest
 from paceline.routing.view import SwarmView
 from paceline.store.store import Store
 from paceline.wire import limits
@@ -213,10 +214,15 @@ class ClientCore:
             trace=options.trace or options.avoid_stragglers,
             priority=options.priority,
         )
-        owner = Owner(request, secrets.randbits(32), trio.current_time(), self._limits)
-        return self._ride(owner, model, options)
+        owner = self._owner(request)
+        other = self._owner(replace(request, session=SessionId(os.urandom(16)))) if options.hedge else None
+        return self._ride(owner, model, options, other)
 
-    def _ride(self, owner: Owner, model: Model | None, options: GenerateOptions) -> Stream:
+    def _owner(self, request: Request) -> Owner:
+        return Owner(request, secrets.randbits(32), trio.current_time(), self._limits)
+
+    def _ride(self, owner: Owner, model: Model | None, options: GenerateOptions, other: Owner | None = None) -> Stream:
+        """`other`: the same request once more, to be run beside it until either has its first token."""
         request = owner.request
         ring = RingRequest(
             request.revision,
@@ -234,7 +240,14 @@ class ClientCore:
         stream = Stream(model.tokenizer if model else None, options.stops())
         stream.remember(owner.log[len(request.prompt) :])
         chooser = Chooser(self.swarm, request.model, ring, shadows=options.shadows)
-        ride = Ride(self.swarm, owner, chooser, stream.on_token)
+        ride: Riding = Ride(self.swarm, owner, chooser, stream.on_token)
+        if other is not None:
+
+            def beside(plan: RingPlan) -> Chooser:
+                alike = replace(ring, numerics=plan.numerics)  # else its tokens might be others
+                return Chooser(self.swarm, request.model, alike, shadows=options.shadows)
+
+            ride = Hedge(self.swarm, (owner, other), chooser, beside, stream.on_token)
         stream.ride = ride
         self._nursery.start_soon(stream.run, ride, frozenset[PeerId]())
         return stream

@@ -30,7 +30,8 @@ class GenerateOptions:
     token tells how long each stage had it. `avoid_stragglers`: a rider who becomes much slower than he offered to be is
     left behind, where that pays. `objective`: what the ring is chosen for: latency, throughput or fair, see
     docs/routing.md. `priority`, 1, 0 or -1: which of this client's sessions go first at a node where not all can.
-    `timeout_s`: how long to wait for a complete ring.
+    `timeout_s`: how long to wait for a complete ring. `hedge`: the first token is asked of two rings, as
+    different as can be, and whoever has it first stays; a prompt is then computed twice (new sessions only).
     """
 
     model: str | None = None
@@ -62,6 +63,7 @@ class GenerateOptions:
     consistency: str = "available"
     priority: int = 0
     objective: Objective = "latency"
+    hedge: bool = False
 
     def stops(self) -> tuple[str, ...]:
         """Stop strings as a tuple. Raises InvalidRequest for empty ones."""

@@ -46,6 +46,21 @@ class Rider:
 
 
 @dataclass(frozen=True, slots=True)
+class Hedged:
+    """What a hedged first token cost. `won`: 1 or 2, the first ring being the cheapest; 0: no token yet. `rings`: how
+    many were begun (1: there is no other). `lost_ring`: who rode in the other, `shared`: in both. `lost_with`: the code
+    of the error by which the other ended; empty: it was cancelled. `extra_positions`: prompt run in vain, at most.
+    """
+
+    won: int
+    rings: int
+    lost_ring: tuple[str, ...]
+    shared: tuple[str, ...]
+    lost_with: str
+    extra_positions: int
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """A finished generation and its audit. Times in seconds.
 
@@ -68,6 +83,8 @@ class Result:
     total_s: float
     intervals_s: tuple[float, ...]
     state: SessionState
+    hedged: Hedged | None = None
+    """Where the first token was asked of two rings."""
 
     @property
     def trace(self) -> str:

@@ -27,15 +27,25 @@ class Ride:
         self._ended: Ended | None = None
         self._pace = Pace()
 
-    async def run(self, lost: frozenset[PeerId] = frozenset()) -> Ended:
+    @property
+    def hedged(self) -> None:
+        """One ring has run it (`client.hedge` has two)."""
+
+    @property
+    def numerics(self) -> str:
+        """The class that tokens are computed in."""
+        return self.chooser.numerics
+
+    async def run(self, lost: frozenset[PeerId] = frozenset(), route: Sequence[Stage] = ()) -> Ended:
         """Until the session has ended. Cancelling it closes the session at every stage.
 
-        `lost`: peers that a resumed session must not use.
+        `lost`: peers that a resumed session must not use. `route`: the chooser's first ring, if it is chosen already.
         """
         async with self._swarm.subscribe(self.owner.request.session) as inbox:
             try:
                 ridden = self.owner.route
-                route = await (self.chooser.again(ridden, lost) if ridden else self.chooser.first())
+                if not route:
+                    route = await (self.chooser.again(ridden, lost) if ridden else self.chooser.first())
                 await self._install(route)
                 while self._ended is None:
                     await self._next(inbox)

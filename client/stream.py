@@ -5,26 +5,50 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Protocol
 
 import trio
 from msgspec.structs import replace
 
-from paceline.client.results import FinishReason, Piece, Result, Rider, TokenLogprob
-from paceline.client.ride import Ride
+from paceline.client.results import FinishReason, Hedged, Piece, Result, Rider, TokenLogprob
 from paceline.client.text import StopMatcher
 from paceline.client.tokenizer import Tokenizer
 from paceline.consistency.effects import Ended
+from paceline.consistency.owner import Owner
 from paceline.wire.errors import PacelineError
 from paceline.wire.ids import PeerId, epoch_number
 from paceline.wire.messages import TokenEvent
 from paceline.wire.session import SessionState
 
 
+class Riding(Protocol):
+    """`ride.Ride`, or two of them (`hedge.Hedge`)."""
+
+    @property
+    def owner(self) -> Owner:
+        """Who has the log."""
+        ...
+
+    @property
+    def numerics(self) -> str:
+        """The class that its tokens are computed in."""
+        ...
+
+    @property
+    def hedged(self) -> Hedged | None:
+        """For the result."""
+        ...
+
+    async def run(self, lost: frozenset[PeerId] = frozenset()) -> Ended:
+        """See Ride."""
+        ...
+
+
 class Stream:
     """Trio only; `client.aio` and `client.sync` carry it elsewhere. One consumer."""
 
     def __init__(self, tokenizer: Tokenizer | None, stops: Sequence[str]) -> None:
-        self.ride: Ride
+        self.ride: Riding
         self._tokenizer = tokenizer
         self._decoder = tokenizer.stream() if tokenizer else None
         self._matcher = StopMatcher(stops)
@@ -60,7 +84,7 @@ class Stream:
 
     def state(self) -> SessionState:
         """What resumes this session in another process; meaningful at any moment."""
-        return replace(self.ride.owner.export(), numerics=self.ride.chooser.numerics)
+        return replace(self.ride.owner.export(), numerics=self.ride.numerics)
 
     def result(self) -> Result:
         """The account, complete once the pieces have ended."""
@@ -75,7 +99,7 @@ class Stream:
             prompt_tokens=len(owner.request.prompt),
             model=owner.request.model,
             revision=owner.request.revision.hex(),
-            numerics=self.ride.chooser.numerics,
+            numerics=self.ride.numerics,
             seed=owner.request.sampling.seed,
             route=route,
             epochs=epoch_number(owner.epoch),
@@ -84,6 +108,7 @@ class Stream:
             total_s=times[-1] - self._began if times else 0.0,
             intervals_s=tuple(b - a for a, b in pairwise(times)),
             state=self.state(),
+            hedged=self.ride.hedged,
         )
 
     def _finish_reason(self) -> FinishReason:
@@ -95,7 +120,7 @@ class Stream:
 
     # --- the session's side -------------------------------------------------------------------------------------
 
-    async def run(self, ride: Ride, lost: frozenset[PeerId] = frozenset()) -> None:
+    async def run(self, ride: Riding, lost: frozenset[PeerId] = frozenset()) -> None:
         """Drive the session to its end; never raises what belongs to the user."""
         self.ride = ride
         if self._stopped:

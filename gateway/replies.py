@@ -49,6 +49,18 @@ class FailoverAccount(Struct, frozen=True):
     stall_s: float
 
 
+class HedgeAccount(Struct, frozen=True):
+    """Two rings were asked for the first token: which `won` (1: the cheapest), how many were begun, who rode in the one
+    that was given up, by which error it ended (empty: cancelled), and prompt positions run in vain, at most.
+    """
+
+    won: int
+    rings: int
+    lost_ring: list[str]
+    lost_with: str
+    extra_positions: int
+
+
 class RideAccount(Struct, frozen=True):
     """How the answer is made. Sent where `paceline_events` asks for it: with the first token, and with the first token
     after each change of the ring.
@@ -60,6 +72,7 @@ class RideAccount(Struct, frozen=True):
     epochs: int
     route: list[StageAccount]
     failovers: list[FailoverAccount]
+    hedge: HedgeAccount | None = None
 
 
 StageTimes = list[tuple[int, int, int]]

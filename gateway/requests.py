@@ -68,6 +68,8 @@ class Common(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """available, strong, bounded(k) or pinned(revision): docs/revisions.md."""
     paceline_objective: Objective = "latency"
     """What the ring is chosen for: docs/routing.md."""
+    paceline_hedge: bool = False
+    """The first token is asked of two rings, and whoever has it first stays: docs/routing.md."""
     service_tier: Tier | None = None
     """Who goes first where the gateway is full, or a node has more prompts than it can take at once: priority before
     default before flex.
@@ -318,6 +320,7 @@ def _options(
         grammar=grammar,
         consistency=request.paceline_consistency,
         objective=request.paceline_objective,
+        hedge=request.paceline_hedge,
         priority=PRIORITY[request.service_tier or "auto"],
         timeout_s=wait_s,
         **values,

@@ -9,9 +9,9 @@ from typing import Protocol
 import msgspec
 import trio
 
-from paceline.client.results import Piece, Result
+from paceline.client.results import Hedged, Piece, Result
 from paceline.client.stream import Stream
-from paceline.gateway.replies import FailoverAccount, RideAccount, StageAccount
+from paceline.gateway.replies import FailoverAccount, HedgeAccount, RideAccount, StageAccount
 from paceline.wire.session import SessionState
 
 
@@ -117,7 +117,14 @@ def account(result: Result) -> RideAccount:
             FailoverAccount(f.index - result.prompt_tokens, list(f.lost), f.reason, f.tier.value, f.stall_s)
             for f in result.failovers
         ],
+        hedge=_hedge(result.hedged),
     )
+
+
+def _hedge(hedged: Hedged | None) -> HedgeAccount | None:
+    if hedged is None:
+        return None
+    return HedgeAccount(hedged.won, hedged.rings, list(hedged.lost_ring), hedged.lost_with, hedged.extra_positions)
 
 
 def headers(results: Sequence[Result]) -> dict[str, str]:

@@ -268,6 +268,12 @@ async def examine(door: Asking, members: Sequence[PeerAddress], question: DialMe
     return verdict(question, answers)
 
 
+def leads_here(host: str) -> bool:
+    """Whether an IP address means the same machine to everybody: from this machine's own members we are 127.0.0.1."""
+    address = ipaddress.ip_address(host)
+    return not (address.is_loopback or address.is_link_local)
+
+
 def unreachable(port: int) -> Unreachable:
     """What is wrong where nobody comes through, and its cure."""
     return Unreachable(

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import trio
 
-from paceline.net.dialback import Doors, Verdict, choose, examine, unreachable
+from paceline.net.dialback import Doors, Verdict, choose, examine, leads_here, unreachable
 from paceline.wire.errors import Unreachable
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Reachability:
 
     def _reached(self, found: Verdict) -> None:
         doors = self._doors
-        strange = [(host, count) for host, count in found.hosts if host not in doors.hosts]
+        strange = [(host, count) for host, count in found.hosts if host not in doors.hosts and leads_here(host)]
         also = () if doors.named else tuple(host for host, count in strange if count >= AGREED)
         doors.go_direct(data=found.data is not False, also=also)
         warning = None
@@ -111,7 +111,7 @@ class Reachability:
                 f"others reach the control port but not the data port {doors.ports.data}: frames take a slower way",
                 cure=f"open TCP port {doors.ports.data} in firewall and router (--data-port chooses it)",
             )
-        elif len(strange) == len(found.hosts) and not doors.named and not also:
+        elif strange and len(strange) == len(found.hosts) and not doors.named and not also:
             warning = Unreachable(
                 f"others reach this machine at {strange[0][0]}, which it does not announce",
                 cure=f"announce it: --announce {strange[0][0]}",

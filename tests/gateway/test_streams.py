@@ -170,3 +170,20 @@ async def test_every_node_knows_the_tier(tmp_path: Path, autojump_clock: object,
         configs = [riding.machine.config for node in swarm.nodes.values() for riding in node.table._riding.values()]
         assert [config.priority for config in configs] == [priority] * 3
         await answer.over.wait()
+
+
+async def test_a_hedged_answer_says_the_same_and_tells_its_cost(tmp_path: Path, autojump_clock: object) -> None:
+    async with text_swarm(tmp_path) as swarm, asking(swarm) as ask:
+        wanted = (await ask.post(CHAT, ASK)).json["choices"][0]["message"]["content"]
+        for span in [(0, 4), (4, 8), (8, 12)]:
+            await swarm.node(f"other {span}", span)
+        answer = await ask.post(CHAT, STREAM | {"paceline_events": True, "paceline_hedge": True})
+        assert answer.text == wanted
+        ride = next(chunk["paceline"] for chunk in answer.chunks if "paceline" in chunk)
+        assert ride["hedge"]["rings"] == 2
+        assert ride["hedge"]["won"] in (1, 2)
+        assert ride["hedge"]["lost_with"] == ""
+        plain = await ask.post(CHAT, STREAM | {"paceline_events": True})
+        assert next(chunk["paceline"] for chunk in plain.chunks if "paceline" in chunk)["hedge"] is None
+        await trio.sleep(1.0)
+        assert not any(len(node.table) for node in swarm.nodes.values())

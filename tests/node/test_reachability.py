@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,13 +11,23 @@ import msgspec
 import pytest
 import trio
 
+from paceline.dht.kademlia import DirectoryConfig, KademliaDirectory
+from paceline.engine.toy import ToyModel, ToyShard
 from paceline.net.dialback import ASK_S
+from paceline.net.doors import HostDoors
+from paceline.net.host import Libp2pTransport, NetConfig
+from paceline.net.identity import Identity
 from paceline.net.memory_doors import MemoryDoors, MemoryInternet
+from paceline.net.transport import Channel
 from paceline.node import reachability
+from paceline.node.engine_thread import InlineEngine
 from paceline.node.node import Node
 from paceline.node.reachability import UNKNOWN_AGAIN_S
+from paceline.node.services import LoadedService
 from paceline.wire.dialback import Dialed
-from tests.swarming import ToySwarm, collect, options, toy_swarm
+from paceline.wire.ids import Span
+from paceline.wire.messages import PeerAddress
+from tests.swarming import LAYERS, MEASURED, REVISION, ToySwarm, collect, options, toy_swarm
 
 OUTSIDE, INSIDE = "9.9.9.9", "192.168.1.7"
 
@@ -171,6 +182,11 @@ async def test_an_address_that_the_machine_does_not_know_is_announced_once_two_h
         account = await told(node, "reachable")
         assert node.links.address.control == ("/ip4/10.0.0.5/tcp/4001",), "one member's word is not enough"
         assert account["cure"] == "announce it: --announce 7.7.7.7"
+    async with street(tmp_path) as it:
+        node = await it.newcomer(host="10.0.0.5", outside="127.0.0.1")
+        account = await told(node, "reachable")
+        assert node.links.address.control == ("/ip4/10.0.0.5/tcp/4001",), "what others cannot use is not told"
+        assert account["warning"] == ""
 
 
 async def test_a_closed_data_port_is_not_announced(autojump_clock: object, tmp_path: Path) -> None:
@@ -204,3 +220,40 @@ async def test_new_addresses_are_checked_at_once(autojump_clock: object, tmp_pat
         await trio.sleep(33)
         assert dials() > 0
         assert node.links.address.control == ("/ip4/9.9.9.10/tcp/4001",)
+
+
+async def test_on_sockets_a_node_that_listens_where_nobody_sees_it_goes_behind_the_relay() -> None:
+    """It listens on 127.0.0.2 and calls from 127.0.0.1: the meeting point dials that, and reaches nobody there."""
+    meeting, who, caller = Identity.ephemeral(), Identity.ephemeral(), Identity.ephemeral()
+    relay = Libp2pTransport(meeting, NetConfig(relay=True, data=False))
+    relay._doors = HostDoors(relay, relay._handshake, dial_s=0.3)
+    async with trio.open_nursery() as nursery, relay.run(hang_up):
+        directory = KademliaDirectory(relay, meeting)
+        async with directory.run():
+            bootstrap = (f"{relay.address.control[0]}/p2p/{relay.peer}",)
+            transport = Libp2pTransport(who, NetConfig(listen_host="127.0.0.2"))
+            shard = ToyShard(ToyModel(layers=LAYERS), Span(0, LAYERS), 1 << 12)
+            node = Node(
+                transport,
+                KademliaDirectory(transport, who, DirectoryConfig(bootstrap)),
+                [LoadedService("toy", REVISION, shard, MEASURED)],
+                unix_time=time.time,
+                engine=InlineEngine(),
+            )
+            nursery.start_soon(node.run)
+            await told(node, "relayed")
+            circuit = (f"{bootstrap[0]}/p2p-circuit",)
+            with trio.fail_after(20):
+                while [offer.at.control for offer in await directory.offers()] != [circuit]:
+                    await trio.sleep(0.05)
+            assert node.links.address == PeerAddress(node.me, circuit)
+            assert directory.everybody() == []
+            dialer = Libp2pTransport(caller, NetConfig(listens=False))
+            async with dialer.run(hang_up):
+                channel = await dialer.dial(node.links.address, timeout_s=20)
+                assert channel.peer == node.me
+            nursery.cancel_scope.cancel()
+
+
+async def hang_up(channel: Channel) -> None:
+    await channel.aclose()
