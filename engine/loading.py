@@ -17,7 +17,7 @@ from paceline.wire.messages import Dtype
 from paceline.wire.offers import Measured
 
 Report = Callable[[str, int, int], None]
-RANK_MODULE = "paceline.engine.tensor_worker"
+RANK_MODULE = "paceline.engine.tensor_rank"
 """What a rank's process runs; a node may have one that imports less."""
 
 

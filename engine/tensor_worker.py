@@ -1,19 +1,13 @@
-"""A rank of a tensor-parallel span other than the first: a process that does what the first one does, as it is told.
+"""What a rank of a tensor-parallel span does that is not the first: as the first one does, as it is told.
 
-Started by engine.tensor_workers, never by hand: ``python -m paceline.engine.tensor_worker FD LIFELINE``. The first
-message on the socket `FD` is the job, an Assignment; then come lists of calls. It says "loaded", or why not, then
-"ready" when it has met the others, and nothing after that: results travel in the group's sums. It ends when the pipe
-`LIFELINE` closes, whatever it is doing, so no rank outlives the first; signals that a terminal or a service manager
-sends to all are left to the first.
+The first message on its pipe is the job, an Assignment; then come lists of calls. It says "loaded", or why not, then
+"ready" when it has met the others, and nothing after that: results travel in the group's sums. engine.tensor_rank is
+the process around it.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import sys
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -26,7 +20,7 @@ import torch
 from paceline.engine import family
 from paceline.engine.blocks import DTYPES
 from paceline.engine.kv_room import KvLimits
-from paceline.engine.memory import few_arenas, settle
+from paceline.engine.memory import settle
 from paceline.engine.shard import Weights, Work
 from paceline.engine.tensor_group import STALL_S, Group
 from paceline.engine.tensor_split import Part
@@ -151,24 +145,3 @@ def serve(pipe: Connection) -> None:
 
 def _say(pipe: Connection, *words: str) -> None:
     pipe.send_bytes(json.dumps(words).encode())
-
-
-def _live_no_longer_than(lifeline: int) -> None:
-    os.read(lifeline, 1)
-    os._exit(0)
-
-
-def main() -> None:
-    """The process."""
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, signal.SIG_IGN)
-    few_arenas()
-    pipe, lifeline = (int(number) for number in sys.argv[1:])
-    threading.Thread(target=_live_no_longer_than, args=(lifeline,), daemon=True).start()
-    serve(Connection(pipe))
-    sys.stdout.flush()
-    os._exit(0)  # no destructors of groups and devices, which may wait for ranks that are gone
-
-
-if __name__ == "__main__":
-    main()

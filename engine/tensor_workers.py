@@ -47,7 +47,7 @@ class Workers:
     _on_lost: Callable[[], None] = lambda: None
 
     @classmethod
-    def start(cls, jobs: Sequence[bytes], module: str = "paceline.engine.tensor_worker") -> Workers:
+    def start(cls, jobs: Sequence[bytes], module: str = "paceline.engine.tensor_rank") -> Workers:
         """A process of `module` for each job, ranks 1 and up; they load while the caller does. Raises WorkerLost."""
         made = cls()
         for rank, job in enumerate(jobs, 1):
@@ -158,6 +158,7 @@ def _start(rank: int, module: str) -> Worker:
         [sys.executable, "-m", module, *map(str, given)],
         stdin=subprocess.DEVNULL,
         pass_fds=given,
+        start_new_session=True,  # a terminal's Ctrl-C is the first rank's to decide
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
     )
     theirs.close()

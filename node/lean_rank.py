@@ -1,4 +1,4 @@
-"""A rank's process of a tensor-parallel span (engine.tensor_worker), without what a span never runs.
+"""A rank's process of a tensor-parallel span (engine.tensor_rank), without what a span never runs.
 
 What `paceline node` starts where it leaves the same out of itself (node.placeholders). Should something of it be needed
 after all, the first rank, which runs the same code, shows it and starts over with everything.
@@ -6,16 +6,14 @@ after all, the first rank, which runs the same code, shows it and starts over wi
 
 from __future__ import annotations
 
+from paceline.engine import lean_imports, tensor_rank
+from paceline.node import placeholders
+
 
 def main() -> None:
     """The process."""
-    from paceline.engine import lean_imports
-    from paceline.node import placeholders
-
     placeholders.install(lean_imports.ROWS, lean_imports.HIDDEN)
-    from paceline.engine import tensor_worker
-
-    tensor_worker.main()
+    tensor_rank.main()
 
 
 if __name__ == "__main__":
