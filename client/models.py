@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -10,6 +11,7 @@ import trio
 
 from paceline.client.swarm import Swarm
 from paceline.client.tokenizer import Tokenizer
+from paceline.store.leases import touch
 from paceline.store.manifest import MAX_MANIFEST_BYTES, Block, Manifest, decode
 from paceline.store.store import Store
 from paceline.wire.errors import CorruptBlock, ModelNotFound, PacelineError, PeerUnavailable
@@ -48,6 +50,7 @@ class Models:
                 if manifest.tokenizer_config is not None:
                     config = await self._block(manifest.tokenizer_config, holders)
                 self._loaded[revision] = Model(manifest, Tokenizer(tokenizer, config))
+                touch(self._store.root, revision.hex())
         return self._loaded[revision]
 
     async def _manifest(self, revision: bytes, holders: Sequence[PeerAddress]) -> Manifest:
@@ -60,7 +63,7 @@ class Models:
         return manifest
 
     async def _block(self, block: Block, holders: Sequence[PeerAddress]) -> bytes:
-        if self._store.has(block.digest):
+        with suppress(ModelNotFound):  # it is not here, or has just been removed to make room
             return await trio.to_thread.run_sync(self._store.read, block.digest)
         data = await self._fetch(block.digest, MAX_TEXT_BLOCK_BYTES, holders)
         self._store.put(data)
