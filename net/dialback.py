@@ -179,7 +179,11 @@ class Doors(Protocol):
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """Hosts of its own that it would announce: the interfaces' now, or those that its owner named."""
+        """Hosts of its own that it would announce: the interfaces' when last looked at, or those its owner named."""
+        ...
+
+    async def look(self) -> tuple[str, ...]:
+        """The `hosts` of now."""
         ...
 
     @property

@@ -67,6 +67,7 @@ class HostDoors:
         self._handshake = handshake
         self._dial_s = dial_s
         self._opened = _Opened()
+        self._seen: tuple[str, ...] = ()
         self._circuits = Relayed(network)
         self._nursery: trio.Nursery | None = None
         self._reservations = trio.CancelScope()
@@ -75,6 +76,7 @@ class HostDoors:
         """These ports are open now; reservations are kept in `nursery`. Announces them."""
         self._nursery = nursery
         self._opened = _Opened(listen_host, announce, ports)
+        self._seen = reachable_hosts(listen_host)
         self._network.serve_stream(dialback.PROTOCOL, self.serve)
         self.go_direct()
 
@@ -88,7 +90,12 @@ class HostDoors:
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        return self._opened.announce or reachable_hosts(self._opened.host)
+        return self._opened.announce or self._seen
+
+    async def look(self) -> tuple[str, ...]:
+        """On a thread: a resolver may take seconds."""
+        self._seen = await trio.to_thread.run_sync(reachable_hosts, self._opened.host)
+        return self.hosts
 
     @property
     def named(self) -> bool:

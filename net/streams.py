@@ -39,7 +39,10 @@ class HostStream:
         """IP address at the other end of the connection that carries the stream; None over a circuit, and over IPv6,
         whose addresses the library does not tell.
         """
-        found = self._stream.muxed_conn.get_remote_address()
+        try:
+            found = self._stream.muxed_conn.get_remote_address()
+        except Exception as error:
+            raise translated(error, self.peer) from error
         return str(found[0]) if found else None
 
     async def read(self, n: int) -> bytes:

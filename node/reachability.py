@@ -68,7 +68,7 @@ class Reachability:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            hosts = self._doors.hosts
+            hosts = await self._doors.look()
             await self.check()
             await self._rest(hosts)
 
@@ -78,7 +78,7 @@ class Reachability:
         until = trio.current_time() + (AGAIN_S if known else UNKNOWN_AGAIN_S) * self._rng.uniform(0.8, 1.2)
         while (left_s := until - trio.current_time()) > 0.0:
             await trio.sleep(min(LOOK_S, left_s))
-            if self._doors.hosts != hosts:
+            if await self._doors.look() != hosts:
                 return
 
     async def check(self) -> None:
