@@ -19,7 +19,7 @@ from paceline.consistency.recovery import kept
 from paceline.consistency.seat import Asked, Seat
 from paceline.consistency.tail import TailLog
 from paceline.wire.codec import Buffer
-from paceline.wire.ids import REVISION_TAG_BYTES, Branch, Epoch, PeerId, Revision, SessionId
+from paceline.wire.ids import REVISION_TAG_BYTES, Branch, Epoch, PeerId, Revision, SessionId, same_owner
 from paceline.wire.messages import (
     CloseStage,
     Dtype,
@@ -126,7 +126,8 @@ class StageMachine:
             return [self._error(sender, m.epoch, "wrong_revision", "this stage serves another revision")]
         if m.route[m.index].start != self.layer:
             return [Violation(sender, "OpenStage for another stage")]
-        fenced = [Send(self.owner, FencedBy(self.session, m.epoch))] if self._installed and sender != self.owner else []
+        other = self._installed and (sender != self.owner or not same_owner(Epoch(m.epoch), self.epoch))
+        fenced = [Send(self.owner, FencedBy(self.session, m.epoch))] if other else []
         length = kept(m, self.end, self.journal.first, draws=self._draws(m))
         self._inbox.clear(length)
         cropped = self._crop(length)

@@ -36,9 +36,14 @@ REVISION_TAG_BYTES = 4
 def epoch_after(previous: Epoch, owner_tag: int) -> Epoch:
     """The next epoch for an owner: greater than `previous`, distinct from any other owner's next.
 
-    ``owner_tag`` is 32 bits drawn once per client process.
+    ``owner_tag`` is 32 bits that every owner draws for itself.
     """
     return Epoch(((previous >> 32) + 1) << 32 | (owner_tag & 0xFFFFFFFF))
+
+
+def same_owner(one: Epoch, other: Epoch) -> bool:
+    """Whether one owner made both: two owners may live in one process, under one peer id."""
+    return (one ^ other) & 0xFFFFFFFF == 0
 
 
 def epoch_number(epoch: Epoch) -> int:

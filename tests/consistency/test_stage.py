@@ -316,6 +316,13 @@ def test_a_restarted_stage_asks_for_all_it_lost() -> None:
     assert sent(bench.give("a", frame(5, epoch=E2))) == [nack(0, E2, layer=0)]
 
 
+def test_two_owners_in_one_process_are_told_apart_by_their_epochs() -> None:
+    bench = middle()
+    assert FencedBy(SESSION, E2) not in sent(bench.give(OWNER, opening(1, epoch=E2)))  # its own next epoch
+    effects = bench.give(OWNER, opening(1, epoch=E3 | 7))
+    assert [(told(effects)[0], sent(effects)[0])] == [(OWNER, FencedBy(SESSION, E3 | 7))]
+
+
 def test_a_second_owner_fences_the_first() -> None:
     bench = middle()
     effects = bench.give("other", opening(1, epoch=E2))
