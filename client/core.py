@@ -191,7 +191,7 @@ class ClientCore:
         numerics = options.numerics or (services[0].numerics if services else "")
         stream = Stream(model.tokenizer if model else None, options.stops(), numerics)
         stream.remember(owner.log[len(request.prompt) :])
-        chooser = Chooser(self.swarm, request.model, ring, shadows=options.shadows)
+        chooser = Chooser(self.swarm, request.model, ring, shadows=options.shadows, prompt=request.prompt)
         ride = Ride(self.swarm, owner, chooser, stream.on_token)
         stream.ride = ride
         self._nursery.start_soon(stream.run, ride, frozenset[PeerId]())
