@@ -13,6 +13,7 @@ from dataclasses import replace
 import trio
 
 from paceline.client.swarm import Swarm
+from paceline.routing.prefixes import better_known
 from paceline.routing.ring import RingPlan, RingRequest, chosen_ring, repriced, reroute, ridden, standbys
 from paceline.routing.view import SwarmView
 from paceline.wire.errors import ModelNotFound, NoRoute, PacelineError, PeerUnavailable
@@ -21,14 +22,19 @@ from paceline.wire.messages import PeerAddress, Stage
 
 
 class Chooser:
-    """Routes for one session. `shadows`: put a standby beside every stage where one is offered."""
+    """Routes for one session. `shadows`: put a standby beside every stage where one is offered. `prompt`: the tokens of
+    a new session, whose beginning earlier riders may know.
+    """
 
-    def __init__(self, swarm: Swarm, model: str, request: RingRequest, *, shadows: bool = True) -> None:
+    def __init__(
+        self, swarm: Swarm, model: str, request: RingRequest, *, shadows: bool = True, prompt: Sequence[int] = ()
+    ) -> None:
         self.model = model
         self.plan: RingPlan | None = None
         self._swarm = swarm
         self._request = request
         self._shadows = shadows
+        self._prompt = prompt
         self._standing: dict[int, PeerAddress] = {}
         self._gone: set[PeerId] = set()
         self.apart: frozenset[str] = frozenset()
@@ -42,6 +48,9 @@ class Chooser:
             self.plan = chosen_ring(view, self._but(shunned))
         except NoRoute:
             self.plan = chosen_ring(view, self._but(frozenset()))
+        if self._request.objective == "latency":
+            earlier = self._swarm.prefixes.rings(self._request.revision, self._prompt)
+            self.plan = better_known(view, self.plan, earlier) if earlier else self.plan
         return self._route(view, self.plan, shunned)
 
     @property
@@ -57,6 +66,10 @@ class Chooser:
             self.plan, silent = found
             self._standing = {index: stage.standbys[0] for index, stage in enumerate(route) if stage.standbys}
         return await self.without(lost | {PeerId(peer) for peer in silent})
+
+    def computed(self, tokens: Sequence[int], route: Sequence[Stage]) -> None:
+        """The riders of `route` have computed these tokens: later prompts that begin like them go there, if it pays."""
+        self._swarm.prefixes.note(self._request.revision, tokens, route)
 
     async def without(self, lost: frozenset[PeerId]) -> tuple[Stage, ...]:
         """A ring without the peers in `lost`, nor those lost before; all others kept. Raises NoRoute."""

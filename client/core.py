@@ -239,7 +239,7 @@ class ClientCore:
         )
         stream = Stream(model.tokenizer if model else None, options.stops())
         stream.remember(owner.log[len(request.prompt) :])
-        chooser = Chooser(self.swarm, request.model, ring, shadows=options.shadows)
+        chooser = Chooser(self.swarm, request.model, ring, shadows=options.shadows, prompt=request.prompt)
         ride: Riding = Ride(self.swarm, owner, chooser, stream.on_token)
         if other is not None:
 

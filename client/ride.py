@@ -50,6 +50,8 @@ class Ride:
                 while self._ended is None:
                     await self._next(inbox)
             finally:
+                if len(self.owner.log) > len(self.owner.request.prompt):
+                    self.chooser.computed(self.owner.log, self.owner.route)
                 if self.owner.phase is not Phase.ENDED:
                     self._send_all(self.owner.cancel())
         return self._ended

@@ -16,6 +16,7 @@ import msgspec
 import trio
 
 from paceline.client.losses import Losses
+from paceline.client.prefixes import Prefixes
 from paceline.client.stragglers import Stragglers
 from paceline.consistency.owner import farewell
 from paceline.dht.directory import Directory
@@ -91,6 +92,7 @@ class Swarm:
         """When it was first seen that the link to a peer had fallen, in unix seconds."""
         self.stragglers = Stragglers(unix_time)
         self.losses = Losses(unix_time)
+        self.prefixes = Prefixes(unix_time)
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[Swarm]:

@@ -126,7 +126,7 @@ class StageMachine:
             return [self._error(sender, m.epoch, "wrong_revision", "this stage serves another revision")]
         if m.route[m.index].start != self.layer:
             return [Violation(sender, "OpenStage for another stage")]
-        other = self._installed and (sender != self.owner or not same_owner(Epoch(m.epoch), self.epoch))
+        other = self._installed and (sender != self.owner or not same_owner(Epoch(m.epoch), Epoch(self.epoch)))
         fenced = [Send(self.owner, FencedBy(self.session, m.epoch))] if other else []
         length = kept(m, self.end, self.journal.first, draws=self._draws(m))
         self._inbox.clear(length)
