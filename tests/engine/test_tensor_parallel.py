@@ -237,8 +237,8 @@ def test_two_processes_serve_sessions_as_one_does(pair: TensorParallelShard, une
 
 
 def test_nobody_outside_can_reach_the_ranks(pair: TensorParallelShard) -> None:
-    me = psutil.Process()
-    heard = [it.laddr.ip for each in (me, *me.children()) for it in each.net_connections() if it.status == "LISTEN"]
+    ranks = [psutil.Process(), *map(psutil.Process, pair.pids)]
+    heard = [it.laddr.ip for each in ranks for it in each.net_connections() if it.status == "LISTEN"]
     assert set(heard) <= {"127.0.0.1"}
 
 
@@ -264,7 +264,7 @@ def test_a_killed_rank_is_an_error_at_once_and_leaves_nothing(pair: TensorParall
     """Last in this file: it takes `pair` apart."""
     pair.open("s", 20)
     pair.step([Work("s", 0, ids=[1, 2])])
-    (child,) = psutil.Process().children()
+    (child,) = map(psutil.Process, pair.pids)  # not this process's children: other tests' helpers are among those
     child.send_signal(signal.SIGTERM)  # meant for all of a service's processes: the first decides
     pair.step([Work("s", 2, ids=[3])])
     child.kill()
@@ -272,4 +272,4 @@ def test_a_killed_rank_is_an_error_at_once_and_leaves_nothing(pair: TensorParall
         with pytest.raises(WorkerLost, match="killed by signal 9"):
             pair.step([Work("s", 3, ids=[4])])
     pair.end()
-    assert not psutil.Process().children()
+    assert not child.is_running()
