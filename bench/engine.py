@@ -30,13 +30,14 @@ import argparse
 import subprocess
 import time
 from pathlib import Path
-from typing import Protocol, get_args
+from typing import Protocol
 
 import psutil
 import torch
 
 from bench.common import Bars, default_manifest, machine
 from bench.parity_shards import reference_model
+from paceline.engine.linear import CLASSES
 from paceline.engine.measure import measure
 from paceline.engine.shard import SampleRequest, Weights, Work
 from paceline.engine.split import suggest_split
@@ -48,7 +49,6 @@ from paceline.wire.sampling import SamplingParams
 
 _GREEDY = SamplingParams()
 _PROMPT = 48
-CLASSES: tuple[Weights, ...] = get_args(Weights)
 STREAMS = 16
 
 

@@ -24,12 +24,15 @@ def main() -> int:
     parser.add_argument("--random", action="store_true", help="random weights (there are no others for a shape)")
     parser.add_argument("--profile", action="store_true", help="also print where device time goes")
     parser.add_argument("--alone", action="store_true", help="leave transformers' generate_batch out (no bar for it)")
+    parser.add_argument("--forms", action="store_true", help="instead: weights in 8 and 4 bits (bench.gpu_forms)")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("no CUDA device: this part needs one")
         return 2
-    from bench import gpu_bars
+    from bench import gpu_bars, gpu_forms
 
+    if options.forms:
+        return gpu_forms.run(options.shape)
     return gpu_bars.run(options)
 
 

@@ -86,24 +86,25 @@ def call(variant: Variant, x: Tensor, w: Tensor, y: Tensor, warm: bool = False) 
     if variant.kind == "gemv":
         rows, step, warps, stages = variant.setting
         shared = {"K": k, "ROWS": rows, "STEP": step, "STAGES": stages, "PDL": variant.pdl, "num_warps": warps}
+        shared["FORM"] = 0
         if variant.pdl:
             shared["launch_pdl"] = True
         if variant.shape == "gate_up":
             kernel: Any = cuda_kernels.gemv_swiglu
-            args: tuple[Any, ...] = (x, w, gain, y, n // 2, 1e-5)
+            args: tuple[Any, ...] = (x, w, w, gain, y, n // 2, 1e-5)
             grid: tuple[int, ...] = (-(-(n // 2) // rows),)
         else:
             plain = variant.shape in ("o", "down")
-            kernel, args, grid = cuda_kernels.gemv, (x, w, gain, y, gain, y, n, 1e-5), (-(-n // rows),)
+            kernel, args, grid = cuda_kernels.gemv, (x, w, w, gain, y, gain, y, n, 1e-5), (-(-n // rows),)
             shared |= {"NORM": not plain, "BIAS": False, "RESIDUAL": plain}
     else:
         wide, step, warps, stages = variant.setting
         both = variant.shape == "gate_up"
         padded = max(16, variant.rows)
-        shared = {"M": padded, "N": wide // 2 if both and wide > 64 else wide, "STEP": step, "SWIGLU": both}
+        shared = {"M": padded, "N": wide // 2 if both and wide > 64 else wide, "STEP": step, "SWIGLU": both, "FORM": 0}
         shared |= {"num_warps": warps, "num_stages": stages}
         out = n // 2 if both else n
-        kernel, args = cuda_kernels.gemm_few, (x, w, y, variant.rows, out, k, variant.splits)
+        kernel, args = cuda_kernels.gemm_few, (x, w, w, y, variant.rows, out, k, variant.splits)
         grid = (-(-out // shared["N"]), variant.splits)
     if warm:
         kernel.warmup(*args, grid=grid, **shared)

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.gpu_models import config_of, lean_shard, random_weights, transformers_model
+from bench.gpu_models import config_of, densified, lean_shard, random_weights, transformers_model
 from paceline.engine.cuda_shard import LeanShard
-from paceline.engine.shard import Activations, SampleRequest, Work
+from paceline.engine.shard import Activations, SampleRequest, Weights, Work
 from paceline.wire.ids import Span
 from paceline.wire.sampling import SamplingParams
 
@@ -32,17 +32,18 @@ def off(found: Tensor, exact: Tensor) -> float:
 
 
 @torch.inference_mode()
-def check(shape: str, judge: Judge) -> None:
-    """Print and judge."""
+def check(shape: str, judge: Judge, form: Weights = "f32") -> None:
+    """Print and judge. Weights in a `form` are judged by transformers over the numbers that they stand for."""
     torch.backends.cuda.matmul.allow_tf32 = False
     config = config_of(shape, _LAYERS)
-    weights = random_weights(config)
+    coded = random_weights(config).coded(form)
+    weights = coded if form == "f32" else densified(coded, torch.float32)
     ids = torch.randint(10, config.vocab_size, (sum(_CHUNKS) + _STEPS,), generator=torch.Generator().manual_seed(5))
     log: list[int] = ids.tolist()
     exact = transformers_model(config, weights, "eager", torch.float32)(ids[None].cuda()).logits[0]
-    bf16 = transformers_model(config, weights, "eager")
+    bf16 = transformers_model(config, weights, "eager", torch.bfloat16)
     rounding = off(bf16(ids[None].cuda()).logits[0], exact)
-    shard = lean_shard(config, weights, positions=16_384)
+    shard = lean_shard(config, coded, positions=16_384, form=form)
     shard.lean.kv.fill_(float("nan"))
     alone = follow(shard, "alone", log)
     rows = [sum(_CHUNKS[: at + 1]) - 1 for at in range(len(_CHUNKS))] + list(range(sum(_CHUNKS), len(log)))
@@ -57,7 +58,7 @@ def check(shape: str, judge: Judge) -> None:
             error <= 1.5 * rounding,
             f"{error:.2e}, from alone {off(together, alone):.2e}",
         )
-    halves = [lean_shard(config, weights, Span(0, 2), 4096), lean_shard(config, weights, Span(2, 4), 4096)]
+    halves = [lean_shard(config, coded, half, 4096, form) for half in (Span(0, 2), Span(2, 4))]
     error = off(ring(halves, log), exact[rows])
     judge("in two spans, over the wire's bytes", error <= 1.5 * rounding, f"{error:.2e}")
     check_greedy(shard, bf16, log[:200], judge)

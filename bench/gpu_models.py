@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,9 +10,10 @@ from torch import Tensor
 
 from paceline.engine import cuda_weights
 from paceline.engine.cuda_arch import Arch, arch_of
+from paceline.engine.cuda_matrix import dense
 from paceline.engine.cuda_shard import LeanShard
 from paceline.engine.cuda_weights import SpanWeights
-from paceline.engine.shard import ModelShape
+from paceline.engine.shard import ModelShape, Weights
 from paceline.wire.ids import Span
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -53,8 +55,10 @@ def known(config: Any) -> Arch:
     return arch
 
 
-def lean_shard(config: Any, weights: SpanWeights, span: Span | None = None, positions: int = 65_536) -> LeanShard:
-    """A shard over `span` (default: all) of `weights`, which are the whole model's."""
+def lean_shard(
+    config: Any, weights: SpanWeights, span: Span | None = None, positions: int = 65_536, form: Weights = "f32"
+) -> LeanShard:
+    """A shard over `span` (default: all) of `weights`, which are the whole model's, in `form`."""
     arch = known(config)
     span = span or Span(0, arch.layers)
     part = SpanWeights(
@@ -66,7 +70,16 @@ def lean_shard(config: Any, weights: SpanWeights, span: Span | None = None, posi
         weights.lm_head if span.end == arch.layers else None,
     )
     shape = ModelShape(arch.layers, arch.hidden, arch.vocab, CONTEXT)
-    return LeanShard.over(arch, part, span, shape, "bf16", positions)
+    return LeanShard.over(arch, part, span, shape, "bf16", positions, form=form)
+
+
+def densified(weights: SpanWeights, dtype: torch.dtype) -> SpanWeights:
+    """Coded weights as the numbers that they stand for."""
+    names = ("qkv", "o", "gate_up", "down")
+    layers = tuple(
+        replace(layer, **{name: dense(getattr(layer, name), dtype) for name in names}) for layer in weights.layers
+    )
+    return replace(weights, layers=layers, lm_head=None if weights.lm_head is None else dense(weights.lm_head, dtype))
 
 
 def transformers_model(config: Any, weights: SpanWeights, attention: str, dtype: torch.dtype | None = None) -> Any:
@@ -75,14 +88,15 @@ def transformers_model(config: Any, weights: SpanWeights, attention: str, dtype:
 
     arch = known(config)
     state: dict[str, Tensor | None] = {"model.embed_tokens.weight": weights.embed, "model.norm.weight": weights.norm}
-    state["lm_head.weight"] = weights.lm_head
+    state["lm_head.weight"] = None if weights.lm_head is None else dense(weights.lm_head, torch.bfloat16)
     wide = (arch.heads * arch.head, arch.kv_heads * arch.head, arch.kv_heads * arch.head)
     for at, layer in enumerate(weights.layers):
         prefix = f"model.layers.{at}."
-        query, key, value = layer.qkv.split_with_sizes(wide)
-        gate, up = layer.gate_up.chunk(2)
+        qkv, o, gate_up, down = (dense(it, torch.bfloat16) for it in (layer.qkv, layer.o, layer.gate_up, layer.down))
+        query, key, value = qkv.split_with_sizes(wide)
+        gate, up = gate_up.chunk(2)
         names = {"self_attn.q_proj": query, "self_attn.k_proj": key, "self_attn.v_proj": value}
-        names |= {"self_attn.o_proj": layer.o, "mlp.gate_proj": gate, "mlp.up_proj": up, "mlp.down_proj": layer.down}
+        names |= {"self_attn.o_proj": o, "mlp.gate_proj": gate, "mlp.up_proj": up, "mlp.down_proj": down}
         names |= {"input_layernorm": layer.norm, "post_attention_layernorm": layer.mlp_norm}
         state |= {f"{prefix}{name}.weight": tensor for name, tensor in names.items()}
     with torch.device("meta"):

@@ -39,7 +39,8 @@ Follow = Annotated[bool, typer.Option(help="Take up newer releases of the model'
 
 Numbers = Annotated[str, typer.Option(help="Numbers to compute in: f32, bf16, f16; auto: bf16 on a GPU, else f32.")]
 WeightsForm = Annotated[
-    str, typer.Option(help="Linear weights on a CPU: f32, bf16, int8 or int4. Rings are of one kind; a client may ask.")
+    str,
+    typer.Option(help="Linear weights: f32 (as they are), bf16 (CPU), int8, int4, fp8 (GPU). Rings are of one kind."),
 ]
 WeightsGb = Annotated[
     float,
@@ -192,8 +193,8 @@ def _config(given: dict[str, Any]) -> DaemonConfig:
 
     if given["dtype"] not in ("auto", "f32", "bf16", "f16"):
         raise InvalidRequest(f"dtype {given['dtype']!r}", cure="choose auto, f32, bf16 or f16")
-    if given["weights"] not in ("f32", "bf16", "int8", "int4"):
-        raise InvalidRequest(f"weights {given['weights']!r}", cure="choose f32, bf16, int8 or int4")
+    if given["weights"] not in ("f32", "bf16", "int8", "int4", "fp8"):
+        raise InvalidRequest(f"weights {given['weights']!r}", cure="choose f32, bf16, int8, int4 or fp8")
     given["device"] = cuda_choice.resolved(given["device"])
     given["dtype"] = cuda_choice.dtype_on(given["device"], given["dtype"])
     lean = given["device"] == "cpu" and not given["preview"] and "torch" not in sys.modules and _import_lean()

@@ -48,8 +48,7 @@ class Clock:
             raise ValueError("clocks of different revisions cannot be merged")
         if self.version != other.version:
             return self if self.version > other.version else other
-        lengths = tuple(max(a, b) for a, b in zip_longest(self.lengths, other.lengths, fillvalue=0))
-        return replace(self, lengths=lengths)
+        return self._of(_greater(self.lengths, other.lengths))
 
     def compare(self, other: Clock) -> Order:
         """BEFORE, AFTER, EQUAL or CONCURRENT. Clocks of different revisions are CONCURRENT."""
@@ -70,7 +69,7 @@ class Clock:
         """The clock after stage `index` has reached `length` positions (never shrinks)."""
         lengths = list(self.lengths) + [0] * (index + 1 - len(self.lengths))
         lengths[index] = max(lengths[index], length)
-        return replace(self, lengths=tuple(lengths))
+        return self._of(tuple(lengths))
 
     def cut(self, branch: Branch, length: int) -> Clock:
         """The clock of a new branch, which replaces all positions from `length` on."""
@@ -82,4 +81,15 @@ class Clock:
 
     def with_deltas(self, base: int, deltas: Sequence[int]) -> Clock:
         """This clock merged with lengths that came as differences to `base`; negative results count as 0."""
-        return self.merge(replace(self, lengths=tuple(max(0, base + delta) for delta in deltas)))
+        return self._of(_greater(self.lengths, tuple([max(0, base + delta) for delta in deltas])))
+
+    def _of(self, lengths: tuple[int, ...]) -> Clock:
+        """The same version, other lengths: what `replace` does, at a fraction of its price, which each frame pays."""
+        return Clock(self.revision, self.epoch, self.branch, lengths)
+
+
+def _greater(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    """The component-wise maximum."""
+    if len(one) < len(other):
+        one, other = other, one
+    return (*map(max, one, other), *one[len(other) :])

@@ -21,8 +21,8 @@ start > expected                       GAP             ask for the missing posit
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 
 class Case(Enum):
@@ -40,8 +40,7 @@ class Case(Enum):
     GAP = "gap"
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(NamedTuple):
     """Where a stage stands: the part of its state that a decision needs."""
 
     revision_tag: bytes
@@ -51,8 +50,7 @@ class Standing:
     known: int
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """What an input claims. Inputs of token ids carry no tag: `revision_tag` None matches."""
 
     revision_tag: bytes | None

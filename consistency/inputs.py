@@ -84,7 +84,8 @@ class Inbox:
             self._queue.appendleft(given.part(most, given.n - most))
             given = given.part(0, most)
         require(2, given.start == self.length, f"taking {given.start} at length {self.length}")
-        self._running = self._busy = replace(given, sample=samples(given))
+        sample = samples(given)
+        self._running = self._busy = given if given.sample == sample else replace(given, sample=sample)
         return self._running
 
     def finish(self, given: Input, applied: bool) -> bool:

@@ -8,9 +8,8 @@ journal is short, and the owner falls to the next repair tier (invariant 7).
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from paceline.consistency.invariants import require
 from paceline.wire.codec import Buffer
@@ -29,8 +28,7 @@ class Spill(Protocol):
         """Nothing that was written is needed any more."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """Positions ``[start, start + n)`` in `size` = ``n * row_bytes`` bytes: `data`, or in the spill from `at` on."""
 
     start: int
@@ -93,7 +91,7 @@ class Journal:
         assert oldest.data is not None
         at = self._spill.write(oldest.data) if self._spill else None
         if at is not None:
-            self._spilled.append(replace(oldest, data=None, at=at))
+            self._spilled.append(oldest._replace(data=None, at=at))
         else:
             self._forget_spilled()
 
@@ -112,7 +110,7 @@ class Journal:
                 if kept:
                     size = kept * last.row
                     data = None if last.data is None else last.data[:size]
-                    entries.append(replace(last, n=kept, size=size, data=data))
+                    entries.append(last._replace(n=kept, size=size, data=data))
                     self._bytes += size if data is not None else 0
         self._end = min(self._end, length)
 

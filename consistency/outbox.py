@@ -7,14 +7,13 @@ the frames.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from paceline.consistency.journal import Journal, Spill
 from paceline.wire.codec import Buffer
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """Rows of positions ``[start, start + n)``."""
 
     start: int

@@ -5,6 +5,9 @@ product, SwiGLU or the residual after it. All sums are float32, in an order that
 
 `PDL`: the kernel may start while its predecessor ends (programmatic dependent launch): it asks for its first weights,
 then waits. Weights never depend on a predecessor; everything else does.
+
+`FORM`: what the weights are. 0: numbers; 1 and 2: codes of 8 bits (int8, or fp8's bytes) and a float32 scale for each
+output (engine.cuda_matrix). The scale is applied to the sum, so a product of codes costs the bytes that it reads.
 """
 
 from __future__ import annotations
@@ -13,6 +16,14 @@ import triton
 import triton.language as tl
 
 # --- one row times a matrix
+
+
+@triton.jit
+def numbers(w, FORM: tl.constexpr):
+    """Weights as they came from memory → numbers."""
+    if FORM == 2:
+        w = w.to(tl.float8e4nv, bitcast=True)
+    return w
 
 
 @triton.jit
@@ -28,6 +39,7 @@ def _square_and_gain(x, gain_ptr, at, fits, NORM: tl.constexpr):
 def gemv(
     x_ptr,
     w_ptr,
+    scale_ptr,
     bias_ptr,
     residual_ptr,
     gain_ptr,
@@ -37,6 +49,7 @@ def gemv(
     K: tl.constexpr,
     ROWS: tl.constexpr,
     STEP: tl.constexpr,
+    FORM: tl.constexpr,
     NORM: tl.constexpr,
     BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr,
@@ -46,24 +59,28 @@ def gemv(
     """``y[n] = norm(x) · w[n] (+ bias[n]) (+ residual[n])`` for `ROWS` rows of `w` ``[n_rows, K]``."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     here = rows < n_rows
-    w_rows = w_ptr + rows[:, None].to(tl.int64) * K
     columns = tl.arange(0, STEP)
-    w = tl.load(w_rows + columns[None, :], mask=here[:, None] & (columns < K)[None, :], other=0.0)
+    weights = rows[:, None].to(tl.int64) * K + columns[None, :]
+    if FORM and K > STEP:  # a thread then reads 8 of them at once, as it reads `x`, and none change hands
+        weights = tl.max_contiguous(weights, (1, 8))
+    w = tl.load(w_ptr + weights, mask=here[:, None] & (columns < K)[None, :], other=0)
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     x = tl.load(x_ptr + columns, mask=columns < K, other=0.0).to(tl.float32)
     x, squares = _square_and_gain(x, gain_ptr, columns, columns < K, NORM)
-    total = w.to(tl.float32) * x[None, :]
+    total = numbers(w, FORM).to(tl.float32) * x[None, :]
     for k in tl.range(STEP, K, STEP, num_stages=STAGES):
         at = k + columns
         fits = at < K
-        w = tl.load(w_rows + at[None, :], mask=here[:, None] & fits[None, :], other=0.0)
+        w = tl.load(w_ptr + weights + k, mask=here[:, None] & fits[None, :], other=0)
         x = tl.load(x_ptr + at, mask=fits, other=0.0).to(tl.float32)
         x, more = _square_and_gain(x, gain_ptr, at, fits, NORM)
         squares += more
-        total += w.to(tl.float32) * x[None, :]
+        total += numbers(w, FORM).to(tl.float32) * x[None, :]
     y = tl.sum(total, axis=1)
+    if FORM:
+        y = y * tl.load(scale_ptr + rows, mask=here, other=0.0)
     if NORM:
         y = y * tl.rsqrt(tl.sum(squares, axis=0) / K + eps)
     if BIAS:
@@ -77,6 +94,7 @@ def gemv(
 def gemv_swiglu(
     x_ptr,
     w_ptr,
+    scale_ptr,
     gain_ptr,
     y_ptr,
     n_rows,
@@ -84,6 +102,7 @@ def gemv_swiglu(
     K: tl.constexpr,
     ROWS: tl.constexpr,
     STEP: tl.constexpr,
+    FORM: tl.constexpr,
     STAGES: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -94,29 +113,33 @@ def gemv_swiglu(
     ups = gates + n_rows.to(tl.int64) * K
     columns = tl.arange(0, STEP)
     mask = here[:, None] & (columns < K)[None, :]
-    g = tl.load(gates + columns[None, :], mask=mask, other=0.0)
-    u = tl.load(ups + columns[None, :], mask=mask, other=0.0)
+    g = tl.load(gates + columns[None, :], mask=mask, other=0)
+    u = tl.load(ups + columns[None, :], mask=mask, other=0)
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     x = tl.load(x_ptr + columns, mask=columns < K, other=0.0).to(tl.float32)
     x, squares = _square_and_gain(x, gain_ptr, columns, columns < K, True)
-    gate = g.to(tl.float32) * x[None, :]
-    up = u.to(tl.float32) * x[None, :]
+    gate = numbers(g, FORM).to(tl.float32) * x[None, :]
+    up = numbers(u, FORM).to(tl.float32) * x[None, :]
     for k in tl.range(STEP, K, STEP, num_stages=STAGES):
         at = k + columns
         fits = at < K
         mask = here[:, None] & fits[None, :]
-        g = tl.load(gates + at[None, :], mask=mask, other=0.0)
-        u = tl.load(ups + at[None, :], mask=mask, other=0.0)
+        g = tl.load(gates + at[None, :], mask=mask, other=0)
+        u = tl.load(ups + at[None, :], mask=mask, other=0)
         x = tl.load(x_ptr + at, mask=fits, other=0.0).to(tl.float32)
         x, more = _square_and_gain(x, gain_ptr, at, fits, True)
         squares += more
-        gate += g.to(tl.float32) * x[None, :]
-        up += u.to(tl.float32) * x[None, :]
+        gate += numbers(g, FORM).to(tl.float32) * x[None, :]
+        up += numbers(u, FORM).to(tl.float32) * x[None, :]
     scale = tl.rsqrt(tl.sum(squares, axis=0) / K + eps)
     gated = tl.sum(gate, axis=1) * scale
-    y = gated / (1.0 + tl.exp(-gated)) * (tl.sum(up, axis=1) * scale)
+    along = tl.sum(up, axis=1) * scale
+    if FORM:
+        gated = gated * tl.load(scale_ptr + rows, mask=here, other=0.0)
+        along = along * tl.load(scale_ptr + n_rows + rows, mask=here, other=0.0)
+    y = gated / (1.0 + tl.exp(-gated)) * along
     tl.store(y_ptr + rows, y.to(y_ptr.dtype.element_ty), mask=here)
 
 
@@ -127,6 +150,7 @@ def gemv_swiglu(
 def gemm_few(
     x_ptr,
     w_ptr,
+    scale_ptr,
     y_ptr,
     m,
     n,
@@ -136,6 +160,7 @@ def gemm_few(
     N: tl.constexpr,
     STEP: tl.constexpr,
     SWIGLU: tl.constexpr,
+    FORM: tl.constexpr,
 ):
     """``y[part, row, column] = x[row] · w[column]``, over one of `splits` parts of k, for few rows: m ≤ M.
 
@@ -154,12 +179,17 @@ def gemm_few(
     other = tl.zeros([N, M], tl.float32)
     for _ in range(0, k // splits, STEP):
         right = tl.load(x, mask=there[None, :], other=0.0)
-        total = tl.dot(tl.load(w, mask=here[:, None], other=0.0), right, total)
+        left = tl.load(w, mask=here[:, None], other=0)
+        total = tl.dot(numbers(left, FORM).to(right.dtype), right, total)
         if SWIGLU:
-            up = tl.load(w + n.to(tl.int64) * k, mask=here[:, None], other=0.0)
-            other = tl.dot(up, right, other)
+            up = tl.load(w + n.to(tl.int64) * k, mask=here[:, None], other=0)
+            other = tl.dot(numbers(up, FORM).to(right.dtype), right, other)
         w += STEP
         x += STEP
+    if FORM:
+        total = total * tl.load(scale_ptr + columns, mask=here, other=0.0)[:, None]
+        if SWIGLU:
+            other = other * tl.load(scale_ptr + n + columns, mask=here, other=0.0)[:, None]
     if SWIGLU:
         total = total / (1.0 + tl.exp(-total)) * other
     y = y_ptr + tl.program_id(1) * m * n + rows[None, :] * n + columns[:, None]

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
+from paceline.engine.cuda_matrix import Matrix, dense
+
 
 @dataclass(frozen=True, slots=True)
 class Rows:
@@ -58,19 +60,19 @@ class Attention:
 
 
 class Ops(Protocol):
-    """`h` is the residual stream ``[rows, hidden]``; weights are ``[out, in]``."""
+    """`h` is the residual stream ``[rows, hidden]``; weights are ``[out, in]``, maybe coded (engine.cuda_matrix)."""
 
     def project(
-        self, h: Tensor, gain: Tensor, eps: float, weight: Tensor, bias: Tensor | None, out: torch.dtype
+        self, h: Tensor, gain: Tensor, eps: float, weight: Matrix, bias: Tensor | None, out: torch.dtype
     ) -> Tensor:
         """``RMSNorm(h) @ weight.T + bias`` in dtype `out`."""
         ...
 
-    def add(self, h: Tensor, x: Tensor, weight: Tensor) -> None:
+    def add(self, h: Tensor, x: Tensor, weight: Matrix) -> None:
         """``h += x @ weight.T``, in place."""
         ...
 
-    def gated(self, h: Tensor, gain: Tensor, eps: float, weight: Tensor) -> Tensor:
+    def gated(self, h: Tensor, gain: Tensor, eps: float, weight: Matrix) -> Tensor:
         """``silu(g) · u`` of ``g, u = halves of RMSNorm(h) @ weight.T``."""
         ...
 
@@ -86,15 +88,15 @@ class TorchOps:
     """`Ops` spelled out. Attention loops over rows and tiles: for tests and comparison, not for speed."""
 
     def project(
-        self, h: Tensor, gain: Tensor, eps: float, weight: Tensor, bias: Tensor | None, out: torch.dtype
+        self, h: Tensor, gain: Tensor, eps: float, weight: Matrix, bias: Tensor | None, out: torch.dtype
     ) -> Tensor:
-        return linear(normed(h, gain, eps), weight, bias).to(out)
+        return linear(normed(h, gain, eps), dense(weight, h.dtype), bias).to(out)
 
-    def add(self, h: Tensor, x: Tensor, weight: Tensor) -> None:
-        h += linear(x, weight)
+    def add(self, h: Tensor, x: Tensor, weight: Matrix) -> None:
+        h += linear(x, dense(weight, x.dtype))
 
-    def gated(self, h: Tensor, gain: Tensor, eps: float, weight: Tensor) -> Tensor:
-        gate, up = linear(normed(h, gain, eps), weight).chunk(2, dim=-1)
+    def gated(self, h: Tensor, gain: Tensor, eps: float, weight: Matrix) -> Tensor:
+        gate, up = linear(normed(h, gain, eps), dense(weight, h.dtype)).chunk(2, dim=-1)
         return silu(gate) * up
 
     def attend(self, qkv: Tensor, rows: Rows, attention: Attention) -> Tensor:

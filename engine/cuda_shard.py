@@ -21,7 +21,7 @@ from paceline.engine.cuda_sampling import sample_batch
 from paceline.engine.cuda_span import LeanSpan, Results
 from paceline.engine.cuda_weights import SpanWeights
 from paceline.engine.sessions import DTYPE_BYTES, check_caller, refusal
-from paceline.engine.shard import Activations, Key, ModelShape, Output, Sampled, SampleRequest, Work
+from paceline.engine.shard import Activations, Key, ModelShape, Output, Sampled, SampleRequest, Weights, Work
 from paceline.store.manifest import Manifest
 from paceline.store.store import Store
 from paceline.wire.errors import UnsupportedModel
@@ -49,10 +49,18 @@ def lean_arch(manifest: Manifest, device: str) -> Arch | None:
 class LeanShard:
     """A `Shard` of one span. Not thread-safe: one engine thread."""
 
-    def __init__(self, lean: LeanSpan, shape: ModelShape, dtype: Dtype, positions: int, slots: int = _SLOTS) -> None:
+    def __init__(
+        self,
+        lean: LeanSpan,
+        shape: ModelShape,
+        dtype: Dtype,
+        positions: int,
+        slots: int = _SLOTS,
+        form: Weights = "f32",
+    ) -> None:
         """Use `load`, or `over` for weights that stand in no store."""
         self.span, self.shape, self.dtype, self.lean = lean.span, shape, dtype, lean
-        self.numerics = f"{lean.device.type}-{dtype}"
+        self.numerics = f"{lean.device.type}-{dtype}" + ("" if form == "f32" else f"-{form}")
         self._pages = Pages(positions, slots, shape.max_context, lean.page, self._seated)
         self._graphs: dict[tuple[Span, int], DecodeGraph] = {}
         self.logits: Tensor | None = None
@@ -70,17 +78,21 @@ class LeanShard:
         kv_positions: int = 65_536,
         page: int = PAGE,
         slots: int = _SLOTS,
+        form: Weights = "f32",
     ) -> LeanShard:
-        """Load a span of a lean model. Raises UnsupportedModel, ModelNotFound, CorruptBlock."""
+        """Load a span of a lean model. `form` of its matrices: as they are, or coded (engine.cuda_matrix).
+
+        Raises UnsupportedModel, ModelNotFound, CorruptBlock.
+        """
         arch = lean_arch(manifest, device)
         if arch is None:
             raise UnsupportedModel(f"the lean path does not know {manifest.family!r} as it is configured here")
         config = family.configuration(manifest)
         context = min(family.max_context(config, manifest), manifest.max_context)
         shape = ModelShape(len(manifest.layers), manifest.hidden, manifest.vocab, context, manifest.eos_ids)
-        weights = cuda_weights.load(store, manifest, arch, span, torch.device(device), DTYPES[dtype], context)
+        weights = cuda_weights.load(store, manifest, arch, span, torch.device(device), DTYPES[dtype], context, form)
         positions = min(kv_positions, _room(arch, len(span), DTYPES[dtype], device))
-        return cls.over(arch, weights, span, shape, dtype, positions, page, slots)
+        return cls.over(arch, weights, span, shape, dtype, positions, page, slots, form)
 
     @classmethod
     def over(
@@ -93,10 +105,11 @@ class LeanShard:
         kv_positions: int,
         page: int = PAGE,
         slots: int = _SLOTS,
+        form: Weights = "f32",
     ) -> LeanShard:
-        """Of weights in memory."""
+        """Of weights in memory, which are in `form` already."""
         lean = LeanSpan(arch, weights, span, kv_positions, slots, -(-shape.max_context // page), page)
-        return cls(lean, shape, dtype, kv_positions, slots)
+        return cls(lean, shape, dtype, kv_positions, slots, form)
 
     # --- sessions
 

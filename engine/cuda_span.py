@@ -42,7 +42,7 @@ class LeanSpan:
     ) -> None:
         """`row`: pages of the longest session."""
         self.arch, self.weights, self.span, self.page = arch, weights, span, page
-        like = weights.layers[0].qkv
+        like = weights.layers[0].norm
         self.device, self.dtype = like.device, like.dtype
         shape = (len(span), 2, positions // page, page, arch.kv_heads, arch.head)
         self.kv = torch.zeros(shape, dtype=self.dtype, device=self.device)

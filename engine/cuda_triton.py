@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from paceline.engine import cuda_attention, cuda_kernels
+from paceline.engine import cuda_attention, cuda_coded, cuda_kernels
+from paceline.engine.cuda_matrix import Coded, Matrix
 from paceline.engine.cuda_ops import Attention, Rows
 from paceline.engine.cuda_pages import splits
 
@@ -40,7 +41,7 @@ class TritonOps:
         return found | {"launch_pdl": True} if self._pdl else found
 
     def project(
-        self, h: Tensor, gain: Tensor, eps: float, weight: Tensor, bias: Tensor | None, out: torch.dtype
+        self, h: Tensor, gain: Tensor, eps: float, weight: Matrix, bias: Tensor | None, out: torch.dtype
     ) -> Tensor:
         n, k = weight.shape
         if len(h) == 1:
@@ -48,28 +49,37 @@ class TritonOps:
             self._gemv(h, weight, y, gain=gain, eps=eps, bias=bias)
             return y
         x = self._normed(h, gain, eps)
+        if isinstance(weight, Coded):
+            return _coded(x, weight, bias, out)
         if bias is None and len(h) <= FEW and n >= _WIDE_HEAD and k % 128 == 0:
             return _few(x, weight, out, swiglu=False)
         return linear(x, weight, bias).to(out)
 
-    def add(self, h: Tensor, x: Tensor, weight: Tensor) -> None:
+    def add(self, h: Tensor, x: Tensor, weight: Matrix) -> None:
         if len(h) == 1:
             self._gemv(x, weight, h, residual=h)
+        elif isinstance(weight, Coded):
+            self._add_coded(h, x, weight)
         else:
             h.addmm_(x, weight.t())
 
-    def gated(self, h: Tensor, gain: Tensor, eps: float, weight: Tensor) -> Tensor:
+    def gated(self, h: Tensor, gain: Tensor, eps: float, weight: Matrix) -> Tensor:
         n, k = weight.shape[0] // 2, weight.shape[1]
         y = torch.empty(len(h), n, dtype=h.dtype, device=h.device)
-        if len(h) == 1:
+        nibbles = isinstance(weight, Coded) and weight.least is not None
+        if len(h) == 1 and not nibbles:
+            codes, scale, form = _parts(weight)
             cuda_kernels.gemv_swiglu[(-(-n // 2),)](
-                h, weight, gain, y, n, eps, K=k, ROWS=2, STEP=_step(k), **self._launch(8)
+                h, codes, scale, gain, y, n, eps, K=k, ROWS=2, STEP=_step(k, form), FORM=form, **self._launch(8)
             )
             return y
-        x = self._normed(h, gain, eps)
-        if len(h) <= FEW and k % 128 == 0:
-            return _few(x, weight, h.dtype, swiglu=True)
-        both = linear(x, weight)
+        if nibbles:
+            both = self.project(h, gain, eps, weight, None, h.dtype)
+        else:
+            x = self._normed(h, gain, eps)
+            if len(h) <= FEW and k % 128 == 0:
+                return _few(x, weight, h.dtype, swiglu=True)
+            both = _coded(x, weight, None, h.dtype) if isinstance(weight, Coded) else linear(x, weight)
         cuda_kernels.swiglu[(len(h), -(-n // 1024))](both, y, K=n, WIDE=1024, num_warps=4)
         return y
 
@@ -103,7 +113,7 @@ class TritonOps:
     def _gemv(
         self,
         x: Tensor,
-        weight: Tensor,
+        weight: Matrix,
         y: Tensor,
         gain: Tensor | None = None,
         eps: float = 0.0,
@@ -112,22 +122,47 @@ class TritonOps:
     ) -> None:
         n, k = weight.shape
         long = k > 8192
+        extra = (self._or_nothing(bias), self._or_nothing(residual), self._or_nothing(gain))
+        fused = {"NORM": gain is not None, "BIAS": bias is not None, "RESIDUAL": residual is not None}
+        if isinstance(weight, Coded) and weight.least is not None:
+            cuda_coded.one_row(x, weight, y, extra, eps, **fused, **self._launch(4))
+            return
+        codes, scale, form = _parts(weight)
+        step = 1024 if long else _step(k, form)
+        warps = (4 if long else 8) if form else (8 if long else 4)
         cuda_kernels.gemv[(-(-n // 4),)](
             x,
-            weight,
-            self._or_nothing(bias),
-            self._or_nothing(residual),
-            self._or_nothing(gain),
+            codes,
+            scale,
+            *extra,
             y,
             n,
             eps,
             K=k,
             ROWS=4,
-            STEP=1024 if long else _step(k),
-            NORM=gain is not None,
-            BIAS=bias is not None,
-            RESIDUAL=residual is not None,
-            **self._launch(8 if long else 4),
+            STEP=step,
+            FORM=form,
+            **fused,
+            **self._launch(warps),
+        )
+
+    def _add_coded(self, h: Tensor, x: Tensor, weight: Coded) -> None:
+        if not cuda_coded.fits_few(len(h), weight):
+            h += cuda_coded.many_rows(x, weight, h.dtype)
+            return
+        k, parts = h.shape[1], cuda_coded.few_rows(x, weight)
+        cuda_kernels.add_norm[(len(h),)](
+            h,
+            parts,
+            h,
+            h,
+            len(h),
+            0.0,
+            K=k,
+            WIDE=_power(k),
+            PARTS=len(parts),
+            NORM=False,
+            num_warps=8 if k > 2048 else 4,
         )
 
     def _or_nothing(self, tensor: Tensor | None) -> Tensor:
@@ -199,15 +234,30 @@ class TritonOps:
         return out
 
 
-def _few(x: Tensor, weight: Tensor, out: torch.dtype, *, swiglu: bool) -> Tensor:
+def _parts(weight: Matrix) -> tuple[Tensor, Tensor, int]:
+    """What a kernel reads of numbers, or of codes of 8 bits: themselves, their scales, the form."""
+    codes = cuda_coded.bits(weight)
+    return codes, weight.scale if isinstance(weight, Coded) else codes, cuda_coded.form(weight)
+
+
+def _coded(x: Tensor, weight: Coded, bias: Tensor | None, out: torch.dtype) -> Tensor:
+    """``x @ weight.T + bias`` of more than one row."""
+    if not cuda_coded.fits_few(len(x), weight):
+        y = cuda_coded.many_rows(x, weight, out)
+        return y if bias is None else (y + bias).to(out)
+    parts = cuda_coded.few_rows(x, weight)
+    y = parts[0] if len(parts) == 1 else parts.sum(dim=0)
+    return (y if bias is None else y + bias).to(out)
+
+
+def _few(x: Tensor, weight: Matrix, out: torch.dtype, *, swiglu: bool) -> Tensor:
     """``x @ weight.T`` of at most `FEW` rows, with SwiGLU over the weight's halves where asked. k a multiple of 128."""
     n, k = weight.shape[0] // 2 if swiglu else weight.shape[0], weight.shape[1]
     y = torch.empty(len(x), n, dtype=out, device=x.device)
     wide, warps, stages = (64, 4, 4) if swiglu else (128, 8, 3)
-    padded = max(16, _power(len(x)))
-    cuda_kernels.gemm_few[(-(-n // wide), 1)](
-        x, weight, y, len(x), n, k, 1, M=padded, N=wide, STEP=128, SWIGLU=swiglu, num_warps=warps, num_stages=stages
-    )
+    codes, scale, form = _parts(weight)
+    sizes = {"M": max(16, _power(len(x))), "N": wide, "STEP": 128, "num_warps": warps, "num_stages": stages}
+    cuda_kernels.gemm_few[(-(-n // wide), 1)](x, codes, scale, y, len(x), n, k, 1, SWIGLU=swiglu, FORM=form, **sizes)
     return y
 
 
@@ -228,6 +278,6 @@ def _power(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def _step(k: int) -> int:
-    """Columns that one program takes at a time."""
-    return min(2048, _power(k))
+def _step(k: int, form: int) -> int:
+    """Columns that one program takes at a time: of codes as many bytes as of numbers."""
+    return min(4096 if form else 2048, _power(k))

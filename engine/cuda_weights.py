@@ -1,13 +1,13 @@
 """A lean span's weights on one device: fused, in the layout that the kernels read. From a store's blocks, or random.
 
 Queries, keys and values are one matrix, gate and up another: a product reads them in one go. Linear weights keep
-torch's layout ``[out, in]``, so that every row's bytes are consecutive.
+torch's layout ``[out, in]``, so that every row's bytes are consecutive; they may be coded (engine.cuda_matrix).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from torch import Tensor
 from paceline.engine import family
 from paceline.engine.blocks import read_tensors
 from paceline.engine.cuda_arch import Arch
+from paceline.engine.cuda_matrix import Matrix, coded
+from paceline.engine.shard import Weights
 from paceline.store.manifest import Block, Manifest
 from paceline.store.store import Store
 from paceline.wire.errors import UnsupportedModel
@@ -29,14 +31,24 @@ class LayerWeights:
     """One decoder layer. Norm gains are vectors."""
 
     norm: Tensor
-    qkv: Tensor
+    qkv: Matrix
     qkv_bias: Tensor | None
     q_gain: Tensor | None
     k_gain: Tensor | None
-    o: Tensor
+    o: Matrix
     mlp_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
+    gate_up: Matrix
+    down: Matrix
+
+    def coded(self, form: Weights) -> LayerWeights:
+        """The same with its matrices in a form of engine.cuda_matrix."""
+        return replace(
+            self,
+            qkv=coded(self.qkv, form),
+            o=coded(self.o, form),
+            gate_up=coded(self.gate_up, form),
+            down=coded(self.down, form),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +60,12 @@ class SpanWeights:
     sin: Tensor
     embed: Tensor | None = None
     norm: Tensor | None = None
-    lm_head: Tensor | None = None
+    lm_head: Matrix | None = None
+
+    def coded(self, form: Weights) -> SpanWeights:
+        """The same with its matrices in a form of engine.cuda_matrix; the embedding stays."""
+        layers = tuple(layer.coded(form) for layer in self.layers)
+        return replace(self, layers=layers, lm_head=None if self.lm_head is None else coded(self.lm_head, form))
 
     @property
     def nbytes(self) -> int:
@@ -60,26 +77,37 @@ class SpanWeights:
 
 
 def load(
-    store: Store, manifest: Manifest, arch: Arch, span: Span, device: torch.device, dtype: torch.dtype, context: int
+    store: Store,
+    manifest: Manifest,
+    arch: Arch,
+    span: Span,
+    device: torch.device,
+    dtype: torch.dtype,
+    context: int,
+    form: Weights = "f32",
 ) -> SpanWeights:
-    """Read and fuse a span's blocks. Raises UnsupportedModel where they hold other parameters than the family's."""
+    """Read, fuse and code a span's blocks, one after the other.
+
+    Raises UnsupportedModel where they hold other parameters than the family's.
+    """
 
     def read(block: Block) -> dict[str, Tensor]:
         found = read_tensors(store.path(block.digest))
         return {name: tensor.to(device=device, dtype=dtype) for name, tensor in found.items()}
 
     cos, sin = angles(family.configuration(manifest), arch, context, device)
-    layers = tuple(_layer(read(manifest.layers[at]), arch) for at in range(span.start, span.end))
+    layers = tuple(_layer(read(manifest.layers[at]), arch).coded(form) for at in range(span.start, span.end))
     tail = span.end == arch.layers
     embed = read(manifest.embed)["weight"] if span.start == 0 or (tail and manifest.tied) else None
     head = read(manifest.head) if tail else {}
+    lm_head = embed if tail and manifest.tied else head.get("lm_head.weight")
     return SpanWeights(
         layers,
         cos,
         sin,
         embed if span.start == 0 else None,
         head.get("norm.weight"),
-        embed if tail and manifest.tied else head.get("lm_head.weight"),
+        None if lm_head is None else coded(lm_head, form),
     )
 
 

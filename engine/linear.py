@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from paceline.engine.shard import Weights
 
+CLASSES: tuple[Weights, ...] = ("f32", "bf16", "int8", "int4")
 GROUP = 32
 """Inputs that share a scale in the int4 class."""
 
@@ -145,7 +146,9 @@ _nibbles: Any = torch.ops.aten._weight_int4pack_mm_for_cpu
 
 
 def product(weight: Tensor, bias: Tensor | None, weights: Weights) -> Product:
-    """`weight` ``[out, in]``, in the form of its class. Sizes that int4 cannot group fall to int8."""
+    """`weight` ``[out, in]``, in the form of its class. Sizes that int4 cannot group fall to int8. ValueError: fp8."""
+    if weights == "fp8":
+        raise ValueError("no fp8 on a CPU")
     if weights == "f32":
         return quickest()(weight, bias)
     if weights == "bf16":

@@ -8,10 +8,11 @@ from functools import partial
 from pathlib import Path
 
 from paceline.engine import cuda_choice, default_model
+from paceline.engine.cuda_arch import LEAN
 from paceline.engine.shard import Shard, Weights
 from paceline.store.manifest import Manifest
 from paceline.store.store import Store
-from paceline.wire.errors import InvalidRequest, ModelNotFound
+from paceline.wire.errors import InvalidRequest, ModelNotFound, UnsupportedModel
 from paceline.wire.ids import Revision, Span
 from paceline.wire.messages import Dtype
 from paceline.wire.offers import Measured
@@ -25,7 +26,7 @@ RANK_MODULE = "paceline.engine.tensor_rank"
 class LoadConfig:
     """`span`: ``"all"``, ``"START:END"``, or ``"K/N"``: the K-th (from 1) of N parts of equal decode cost.
 
-    `weights`: the form of linear weights on a CPU; part of the numerics class.
+    `weights`: the form of linear weights (``f32``: as they are); part of the numerics class.
     `weights_bytes`: of them in memory, 0: all; layers beyond that are run from the store's files.
     `threads`: the most that a step may use, 0: all cores; decode steps use fewer where that is faster.
     `tensor_parallel`: so many devices of this machine hold a part of every layer each, and KV stays in memory;
@@ -89,6 +90,7 @@ def load_beside(store: Store, manifest: Manifest, config: LoadConfig, like: Shar
 def _shard(store: Store, manifest: Manifest, config: LoadConfig, *, warm: bool = True) -> Shard:
     """The lean shard of a GPU where the family and the machine have one, else transformers' modules."""
     span, dtype = resolve_span(manifest, config.span), config.dtype
+    cuda_choice.check_weights(config.device, config.weights)
     plain = (config.device, dtype, config.weights, config.tensor_parallel)
     if config.weights_bytes and plain != ("cpu", "f32", "f32", 1):
         raise InvalidRequest(
@@ -96,10 +98,14 @@ def _shard(store: Store, manifest: Manifest, config: LoadConfig, *, warm: bool =
             cure="leave out --weights-gb and serve a shorter span, or leave the other form out",
         )
     if config.tensor_parallel > 1:
+        _refuse_coded(config)
         return _parallel(store, manifest, span, config)
-    lean = cuda_choice.lean_shard(store, manifest, span, config.device, dtype, config.kv_positions, warm=warm)
+    lean = cuda_choice.lean_shard(
+        store, manifest, span, config.device, dtype, config.kv_positions, warm=warm, weights=config.weights
+    )
     if lean is not None:
         return lean
+    _refuse_coded(config)
     from paceline.engine.kv_room import KvLimits
     from paceline.engine.prefixes import PrefixLimits
     from paceline.engine.torch_shard import TorchShard
@@ -117,6 +123,14 @@ def _shard(store: Store, manifest: Manifest, config: LoadConfig, *, warm: bool =
             config.kv_positions, config.kv_spilled, config.kv_folder, PrefixLimits(disk_bytes=config.prefix_bytes)
         ),
     )
+
+
+def _refuse_coded(config: LoadConfig) -> None:
+    if config.device.startswith("cuda") and config.weights != "f32":
+        raise UnsupportedModel(
+            f"{config.weights} weights on a GPU need our own kernels: {', '.join(LEAN)} in bf16, one GPU a node",
+            cure="leave --weights out, or serve a shorter span",
+        )
 
 
 def _parallel(store: Store, manifest: Manifest, span: Span, config: LoadConfig) -> Shard:

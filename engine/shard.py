@@ -16,8 +16,9 @@ from paceline.wire.ids import Span
 from paceline.wire.messages import Dtype
 from paceline.wire.sampling import SamplingParams
 
-Weights = Literal["f32", "bf16", "int8", "int4"]
-"""The form of a CPU shard's linear weights (engine.linear): part of its numerics class."""
+Weights = Literal["f32", "bf16", "int8", "int4", "fp8"]
+"""The form of a shard's linear weights: part of its numerics class. On a CPU: engine.linear, on a GPU:
+engine.cuda_matrix, where ``f32`` stands for "as they are"."""
 
 Key = Hashable
 """What the caller names a session's KV by."""

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -67,7 +68,7 @@ class TorchShard:
         self.numerics = f"{device.type}-{dtype}" + ("" if weights == "f32" else f"-{weights}")
         self._parts, self._device = parts, device
         self.threads = threads or torch.get_num_threads()
-        self._choices = defaultdict[tuple[int, int], ThreadChoice](lambda: ThreadChoice(self.threads))
+        self._choices = defaultdict[tuple[int, int], ThreadChoice](partial(ThreadChoice, self.threads))
         """Steps that take about as long, by rows and by positions that they attend to, share a choice."""
         self._lean = any(isinstance(layer, LeanLayer) for layer in parts.layers)
         name = f"{manifest.revision.hex()} {self.numerics}"

@@ -56,6 +56,7 @@ STEP_S = 5.0
 
 RESERVED_S = 60.0
 RENEW_S = 20.0
+LOOK_S = 0.5
 RETRY_S = (0.25, 5.0)
 MAX_RESERVATIONS = 256
 MAX_CIRCUITS = 512
@@ -233,9 +234,10 @@ class Relayed:
         while True:
             with trio.move_on_after(RENEW_S):
                 await _ended(stream)
-                if self._network.host.get_network().get_connections(ID.from_string(relay.peer)):
-                    # A relay may close the stream and keep the reservation.
-                    await trio.sleep(RENEW_S)
+                # A relay may close the stream and keep the reservation. Of one that died, the connection ends too, but
+                # maybe after the stream.
+                while self._network.host.get_network().get_connections(ID.from_string(relay.peer)):
+                    await trio.sleep(LOOK_S)
             await _reset(stream)
             while True:
                 try:

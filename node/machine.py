@@ -14,7 +14,9 @@ from paceline.routing.placement import Device
 from paceline.store.manifest import Manifest
 from paceline.wire.offers import Measured, Service
 
-NUMBER_BYTES = {"f32": 4, "bf16": 2, "f16": 2}
+NUMBER_BYTES = {"f32": 4.0, "bf16": 2.0, "f16": 2.0, "int8": 1.0, "fp8": 1.0, "int4": 0.625}
+"""In memory, of one weight; int4 has a scale and a zero for each group of 32."""
+
 GPU_BYTES_PER_S = 5e11
 """A guess for devices that are not the CPU; what is loaded is measured."""
 
@@ -23,9 +25,10 @@ _PROBE_BYTES = 16 << 20
 
 def subject_of(manifest: Manifest, load: LoadConfig, room_bytes: float) -> Subject:
     """`room_bytes`: memory for weights; 0: half of what is free now."""
-    scale = NUMBER_BYTES.get(load.dtype, 4) / NUMBER_BYTES.get(manifest.dtype, 4)
-    layer_bytes = scale * max(block.size for block in manifest.layers)
-    ends = scale * (manifest.embed.size + manifest.head.size)
+    form = load.dtype if load.weights == "f32" else load.weights
+    stored = NUMBER_BYTES.get(manifest.dtype, 4.0)
+    layer_bytes = NUMBER_BYTES[form] / stored * max(block.size for block in manifest.layers)
+    ends = NUMBER_BYTES[load.dtype] / stored * (manifest.embed.size + manifest.head.size)
     room = room_bytes or 0.5 * _free_bytes()
     capacity = max(1, min(len(manifest.layers), int((room - ends) / layer_bytes)))
     speed = _read_bytes_per_s() if load.device == "cpu" else GPU_BYTES_PER_S
@@ -37,8 +40,9 @@ def subject_of(manifest: Manifest, load: LoadConfig, room_bytes: float) -> Subje
 
 
 def _numerics(load: LoadConfig) -> str:
-    parts = f"-tp{load.tensor_parallel}" if load.tensor_parallel > 1 else ""
-    return f"{load.device}-{load.dtype}{parts}"
+    form = "" if load.weights == "f32" else f"-{load.weights}"
+    ranks = f"-tp{load.tensor_parallel}" if load.tensor_parallel > 1 else ""
+    return f"{load.device}-{load.dtype}{form}{ranks}"
 
 
 def _free_bytes() -> float:

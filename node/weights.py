@@ -35,6 +35,9 @@ Offers = Callable[[], Awaitable[Sequence[Offer]]]
 Report = Callable[[str, int, int], None]
 """``(what, done, total)``."""
 
+REFUSED_S = 5.0
+"""After something was refused: how long an honest peer may take to show up before the refusal is the answer."""
+
 
 class Weights:
     """`offers`: everything live in the swarm. `signer`: this machine's publisher. `now`: unix seconds."""
@@ -121,7 +124,9 @@ class Weights:
             found = self.local(which)
             if found is not None:
                 return found
-            if trio.current_time() > deadline:
+            if self._why is not None:
+                deadline = min(deadline, trio.current_time() + REFUSED_S)
+            if trio.current_time() >= deadline:
                 break
             await trio.sleep(0.2)
         if self._why is not None:
@@ -170,6 +175,7 @@ class Weights:
                     self._why = ForgedManifest(
                         f"not the manifest of {revision.hex()[:12]}: {error.message}", peer=at.peer
                     )
+                    deadline = min(deadline, trio.current_time() + REFUSED_S)
                     continue
                 except PacelineError:
                     continue

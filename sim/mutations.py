@@ -63,8 +63,8 @@ def _decide_without(case: Case) -> Callable[[Standing, Claim], Case]:
         if found is not case:
             return found
         if case is Case.WRONG_REVISION:
-            return decide(at, replace(claim, revision_tag=None))
-        return decide(at, replace(claim, epoch=at.epoch))
+            return decide(at, claim._replace(revision_tag=None))
+        return decide(at, claim._replace(epoch=at.epoch))
 
     return mutated
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import accumulate
@@ -13,9 +15,11 @@ import torch
 from bench.parity_shards import tiny_model
 from paceline.engine.convert import from_model
 from paceline.engine.linear import GROUP, Packed, Plain, Product, can_pack, product, quickest, share
+from paceline.engine.loading import LoadConfig
 from paceline.engine.shard import Weights, Work
 from paceline.engine.source import publish
 from paceline.engine.torch_shard import TorchShard
+from paceline.node.machine import subject_of
 from paceline.store.manifest import Manifest
 from paceline.store.store import Store
 
@@ -122,5 +126,15 @@ def test_a_window_is_taken_over(tmp_path: Path) -> None:
 def test_a_class_is_announced(weights: Weights, tiny_store: tuple[Store, Manifest]) -> None:
     shard = TorchShard.load(*tiny_store, tiny_store[1].span, weights=weights)
     assert shard.numerics == ("cpu-f32" if weights == "f32" else f"cpu-f32-{weights}")
+    subject = subject_of(tiny_store[1], LoadConfig(weights=weights), 1e9)  # what placement expects of it
+    assert subject.blank.numerics == shard.numerics
     shard.open("s", 8)
     assert shard.step([Work("s", 0, ids=[5, 6, 7])])[0].error == ""
+    shard.close("s")
+    gone = weakref.ref(shard)
+    gc.disable()  # no cycle: a process that froze its objects (engine.memory) would keep an upgraded shard for ever
+    try:
+        del shard
+        assert gone() is None
+    finally:
+        gc.enable()

@@ -63,9 +63,9 @@ async def test_ten_thousand_tokens_are_flat_in_memory(autojump_clock: object, tm
             while (piece := await stream.receive()) is not None:
                 tokens.append(piece.token)
                 assert held(swarm) <= 2 * budget, "head and middle have a journal each"
-                if len(tokens) == LONG - 3000:
+                if len(tokens) == LONG - 1700:  # the journals, 512 rows each, turn over before the first look
                     tracemalloc.start()
-                elif len(tokens) in (LONG - 2000, LONG - 1000):
+                elif len(tokens) in (LONG - 1100, LONG - 100):
                     grown.append(tracemalloc.get_traced_memory()[0])
             tracemalloc.stop()
             assert tokens == toy_generate(PROMPT, LONG, layers=LAYERS)
