@@ -55,7 +55,7 @@ def numerics_classes(view: SwarmView, request: RingRequest, rows: Bools) -> list
     table = view.table(request.revision)
     if request.mix_numerics:
         return [rows]
-    classes = [rows & (table.numerics == name) for name in np.unique(table.numerics[rows])]
+    classes = [chosen for of_class in table.classes.values() if (chosen := rows & of_class).any()]
     whole = [chosen for chosen in classes if not _missing(table, chosen)]
     if not whole:
         closest = min(classes, key=lambda chosen: len(_missing(table, chosen)))

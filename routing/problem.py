@@ -164,37 +164,54 @@ class _Level:
 
 
 def _levels(problem: Problem, heads: Ints, depth: int, into: list[Floats]) -> list[_Level]:
-    """The recursion layer by layer."""
+    """The recursion layer by layer. Between two layers at which nobody begins or ends it is the same step again."""
     held = np.flatnonzero(problem.start == 0)
     value = np.full((len(heads), depth, len(held)), np.inf)
     value[np.arange(len(heads)), 0, np.searchsorted(held, heads)] = problem.entry[heads] + problem.per_layer[heads]
     levels = [_Level(held, value)]
+    changes = {*problem.start.tolist(), *problem.end.tolist()}
+    entry, per_layer = problem.entry[held], problem.per_layer[held]
+    hops = [whole[np.ix_(held, held)] for whole in into]
+    settled = False
     for layer in range(1, problem.layers):
-        new = np.flatnonzero((problem.start <= layer) & (problem.end > layer))
-        value = _entered(levels[-1], into, new) + problem.entry[new]
-        stays = np.flatnonzero(problem.start[new] < layer)
-        stayed = levels[-1].value[:, :, np.searchsorted(levels[-1].held, new[stays])]
-        value[:, :, stays] = np.minimum(value[:, :, stays], stayed)
-        levels.append(_Level(new, value + problem.per_layer[new]))
+        before = levels[-1]
+        if layer in changes:
+            held = np.flatnonzero((problem.start <= layer) & (problem.end > layer))
+            hops = [whole[np.ix_(held, before.held)] for whole in into]
+            entry, per_layer = problem.entry[held], problem.per_layer[held]
+            settled = False
+        elif not settled:
+            hops, settled = [whole[np.ix_(held, held)] for whole in into], True
+        value = _entered(before.value, hops)
+        value += entry
+        if settled:
+            np.minimum(value, before.value, out=value)
+        else:
+            stays = np.flatnonzero(problem.start[held] < layer)
+            stayed = before.value[:, :, np.searchsorted(before.held, held[stays])]
+            value[:, :, stays] = np.minimum(value[:, :, stays], stayed)
+        value += per_layer
+        levels.append(_Level(held, value))
     return levels
 
 
-def _entered(before: _Level, into: list[Floats], new: Ints) -> Floats:
-    """Least cost of arriving at each of `new`; a hop to another peer climbs one stage where stages are counted."""
-    part = np.ix_(new, before.held)
-    if len(into) == 1:
-        return _least(before.value, into[0][part])
-    value = _least(before.value, into[1][part])
-    climbed = _least(before.value[:, :-1, :], into[0][part])
-    value[:, 1:, :] = np.minimum(value[:, 1:, :], climbed)
-    return value
+def _entered(value: Floats, hops: list[Floats]) -> Floats:
+    """Least cost of arriving; a hop to another peer climbs one stage where stages are counted. `hops`: to, from."""
+    if len(hops) == 1:
+        return _least(value, hops[0])
+    entered = _least(value, hops[1])
+    climbed = _least(value[:, :-1, :], hops[0])
+    entered[:, 1:, :] = np.minimum(entered[:, 1:, :], climbed)
+    return entered
 
 
 def _least(value: Floats, hop: Floats) -> Floats:
     """Min-plus product: ``min_i value[h, k, i] + hop[j, i]``, in pieces of bounded size."""
     labels, depth, exits = value.shape
-    out = np.empty((labels, depth, len(hop)))
     rows = max(1, BLOCK // max(1, depth * exits * len(hop)))
+    if labels <= rows:
+        return np.minimum.reduce(value[:, :, None, :] + hop, axis=3)  # type: ignore[no-any-return]
+    out = np.empty((labels, depth, len(hop)))
     for at in range(0, labels, rows):
         out[at : at + rows] = (value[at : at + rows, :, None, :] + hop).min(axis=3)
     return out

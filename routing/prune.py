@@ -45,6 +45,9 @@ PLAIN = 40
 HINT_HEADS, HINT_POOL, HINT_SIZE = 24, 1_500, 40
 """For the first ring in hand: heads tried, candidates considered, candidates per disc."""
 
+FEW = 60
+"""So many candidates left after a sweep, and the exact programme over all of them is quicker than another sweep."""
+
 BATCH = 96
 """Candidates in one exact programme, so that heads of one neighbourhood share it."""
 
@@ -202,6 +205,11 @@ def _around_heads(problem: Problem, bounds: Floats, limit: float) -> Solution | 
         if not len(heads):
             break
         alive = (bound <= limit + SLACK) | (_leads(centres, pairs) & (as_head[pairs.member] <= limit + SLACK))
+        rows = np.union1d(pairs.member[alive], heads)
+        if len(rows) <= FEW:
+            found = solve(problem.take(rows), limit, np.searchsorted(rows, heads))
+            best, heads = _better(best, None if found is None else _renamed(found, rows)), heads[:0]
+            break
         parent = centres.of[heads]
         centres = _neighbourhoods(place, heads, bounds, finer, parent)
         pairs = _inherited(place, centres, bounds, limit, (parent, pairs.centre[alive], pairs.member[alive]))

@@ -15,6 +15,7 @@ quick here as gathering the few that do. Numbers are 32 bits wide, and what that
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,7 +84,9 @@ class _Sweep:
         self.cell = cell[self.order].astype(np.intp)
         self.firsts = np.flatnonzero(np.diff(self.cell, prepend=-1))
         self.present = self.cell[self.firsts]
+        self.full = len(self.present) == self.size
         self.apart = rows.between_bands()
+        self.moved = np.empty_like(self.apart)
         self.enter, self.leave, self.per_layer = (
             column[self.order].astype(np.float32) for column in (rows.enter, rows.leave, rows.per_layer)
         )
@@ -105,9 +108,7 @@ class _Sweep:
             if layer == layers - 1:
                 value[new] = self.home[new]
             else:
-                onward = self._at(ahead[layer + 1], self.one)
-                onward += leave
-                np.minimum(value, onward, out=value)
+                np.minimum(value, self._plus(ahead[layer + 1], leave, self.one), out=value)
             value += self.per_layer
             ahead[layer] = self._spread(np.add(value, enter, out=self.one))
         return ahead
@@ -121,9 +122,7 @@ class _Sweep:
             new, over = self.begins[layer], self.ends[layer]
             enter[new] = self.enter[new]
             enter[over] = value[over] = np.inf
-            entered = self._at(done, self.one)
-            entered += enter
-            np.minimum(value, entered, out=value)
+            np.minimum(value, self._plus(done, enter, self.one), out=value)
             value += self.per_layer
             if layer == 0:
                 enter[self.leads] = np.inf
@@ -133,36 +132,41 @@ class _Sweep:
                 break
             left = np.add(value, self.leave, out=self.one)
             done = self._spread(left)
-            left += self._at(ahead[layer + 1], self.two)
-            np.minimum(best, left, out=best)
+            np.minimum(best, self._plus(ahead[layer + 1], left, self.two), out=best)
         return best
 
     def _nobody(self) -> Narrow:
         return np.full(len(self.cell), np.inf, dtype=np.float32)
 
-    def _at(self, cells: Narrow, out: Narrow) -> Narrow:
-        """Each candidate's value of its cell."""
+    def _plus(self, cells: Narrow, more: Narrow, out: Narrow) -> Narrow:
+        """Each candidate's value of its cell, and `more`, which is read last: it may not be `out`."""
         if self.size == 1:
-            out[:] = cells[0]
-        else:
-            # "clip" writes straight into `out`; every index is in range.
-            np.take(cells, self.cell, out=out, mode="clip")
+            np.add(more, cells[0], out=out)
+            return out
+        # "clip" writes straight into `out`; every index is in range.
+        cells.take(self.cell, out=out, mode="clip")
+        out += more
         return out
 
     def _spread(self, value: Narrow) -> Narrow:
         """Least value per cell, then least over all bands of the group with the way between the bands added."""
         if self.size == 1:
-            whole: Narrow = value.min(keepdims=True)
+            whole: Narrow = np.minimum.reduce(value, keepdims=True)
             return whole
-        least = np.full(self.size, np.inf, dtype=np.float32)
-        least[self.present] = np.minimum.reduceat(value, self.firsts)
+        if self.full:
+            least = np.minimum.reduceat(value, self.firsts)
+        else:
+            least = np.full(self.size, np.inf, dtype=np.float32)
+            least[self.present] = np.minimum.reduceat(value, self.firsts)
         if self.rows.bands == 1:
             return least
-        moved: Narrow = (least.reshape(self.rows.bands, 1, -1) + self.apart).min(axis=0)
+        np.add(least.reshape(self.rows.bands, 1, -1), self.apart, out=self.moved)
+        moved: Narrow = np.minimum.reduce(self.moved, axis=0)
         return moved.ravel()
 
 
 def _by_layer(layer: Ints, layers: int) -> list[Ints]:
     """Per layer ``0 … layers``: the candidates that have it here."""
     order = np.argsort(layer.astype(np.int16), kind="stable")
-    return np.split(order, np.searchsorted(layer[order], np.arange(1, layers + 1)))
+    ends = np.searchsorted(layer[order], np.arange(layers + 1), side="right").tolist()
+    return [order[begin:end] for begin, end in pairwise([0, *ends])]

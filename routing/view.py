@@ -96,6 +96,11 @@ class ServiceTable:
         return np.array([service.numerics for service in self.services], dtype=np.str_)
 
     @cached_property
+    def classes(self) -> dict[str, Bools]:
+        """The rows of each numerics class, by its name."""
+        return {str(name): np.asarray(self.numerics == name) for name in np.unique(self.numerics)}
+
+    @cached_property
     def measured(self) -> Floats:
         """n × 9: the columns of `paceline.wire.offers.Measured`, in its order."""
         names = Measured.__struct_fields__

@@ -63,6 +63,7 @@ def _eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bounds at work on swarms small enough to solve plainly."""
     monkeypatch.setattr(prune, "PLAIN", 0)
     monkeypatch.setattr(prune, "HINT_SIZE", 4)
+    monkeypatch.setattr(prune, "FEW", 3)
     monkeypatch.setattr(prune, "BATCH", 6)
     monkeypatch.setattr(prune, "MANY", 2)
 
@@ -97,9 +98,11 @@ def test_equal_under_a_stage_limit(seed: int, size: int, layers: int, limit: int
 
 
 @settings(max_examples=25, deadline=None)
-@given(seeds, st.integers(100, 400), st.integers(4, 24), st.sampled_from([0.0, 0.1]))
-def test_equal_among_hundreds(seed: int, size: int, layers: int, noise: float) -> None:
-    check(problem(seed, size, layers, noise, 0.05))
+@given(seeds, st.integers(100, 400), st.integers(4, 24), st.sampled_from([0.0, 0.1]), st.sampled_from([3, 60]))
+def test_equal_among_hundreds(seed: int, size: int, layers: int, noise: float, few: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prune, "FEW", few)
+        check(problem(seed, size, layers, noise, 0.05))
 
 
 def with_ends_of_few(case: Problem, few: int) -> Problem:
