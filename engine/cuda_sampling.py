@@ -1,8 +1,8 @@
 """Sampling of a whole batch where the logits lie: one pass over the device for all sessions, one copy back.
 
-The rules are engine.sampling's, token for token: greedy is the greatest logit; a draw goes over the kept tokens from
-the most likely down, by the same counter-based number. What the most likely tokens do not settle, penalties, stop-id
-masks and log probabilities go to engine.sampling, row by row.
+The rules are engine.sampling's, token for token: greedy is the greatest logit; a draw is a race of the kept tokens, by
+the same times. Where the most likely tokens do not settle who is kept, and for penalties, stop-id masks and log
+probabilities, rows go to engine.sampling, one by one.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from paceline.engine.draw import uniform
-from paceline.engine.sampling import sample_rows
+from paceline.engine.draw import key
+from paceline.engine.sampling import race_times, sample_rows
 from paceline.engine.shard import Sampled, SampleRequest
 from paceline.wire.sampling import SamplingParams
 
 _LEAST, _MOST = float("-inf"), float("inf")
 LOOK = 256
-"""Tokens sorted; a draw that they do not settle is made again over all."""
+"""Tokens sorted for top-k and top-p; where they do not settle who is kept, all are."""
 
 
 def sample_batch(
@@ -63,46 +63,59 @@ def _is_plain(request: SampleRequest) -> bool:
 
 
 def draw_rows(logits: Tensor, wanted: Sequence[tuple[int, SampleRequest]]) -> list[int]:
-    """The draw of each (row, request) with temperature > 0; -1 where the `LOOK` most likely tokens do not settle it.
+    """The draw of each (row, request) with temperature > 0; -1 where the `LOOK` most likely tokens do not settle it."""
+    found = [-1] * len(wanted)
+    sorts = [bool(request.params.top_k) or request.params.top_p < 1.0 for _, request in wanted]
+    for those, draws in ((False, _among_all), (True, _among_first)):
+        mine = [at for at, sort in enumerate(sorts) if sort is those]
+        if mine:
+            for at, token in zip(mine, draws(logits, [wanted[at] for at in mine]), strict=True):
+                found[at] = token
+    return found
 
-    As `engine.sampling.draw`: weights relative to the greatest, cumulated in float64, equal ones by ascending id.
-    """
+
+def _columns(logits: Tensor, wanted: Sequence[tuple[int, SampleRequest]]) -> tuple[Tensor, Tensor, Tensor]:
+    """``[rows, vocab]`` scores; ``[4, rows, 1]`` temperature, top-k, top-p, min-p; ``[rows, 1]`` keys."""
     params = [request.params for _, request in wanted]
-    columns = [
-        [float(row) for row, _ in wanted],
-        [one.temperature for one in params],
-        [float(one.top_k or 0) for one in params],
-        [one.top_p for one in params],
-        [one.min_p for one in params],
-        [uniform(request.params.seed, request.index) for _, request in wanted],
-    ]
-    device = logits.device
-    rows, temperature, top_k, top_p, min_p, u = torch.tensor(columns, dtype=torch.float64).to(device)
-    scores = logits.index_select(0, rows.long()).float()
+    columns = [[one.temperature, float(one.top_k or 0), one.top_p, one.min_p] for one in params]
+    keys = [key(request.params.seed, request.index) for _, request in wanted]
+    signed = [one - (1 << 64) if one >> 63 else one for one in keys]
+    rows = torch.tensor([row for row, _ in wanted]).to(logits.device)
+    numbers = torch.tensor(columns, dtype=torch.float64).to(logits.device).T[..., None]
+    return logits.index_select(0, rows).float(), numbers, torch.tensor(signed).to(logits.device)[:, None]
+
+
+def _among_all(logits: Tensor, wanted: Sequence[tuple[int, SampleRequest]]) -> list[int]:
+    scores, (temperature, _, _, min_p), keys = _columns(logits, wanted)
+    wide = scores.double()
+    weights = ((wide - wide.amax(dim=1, keepdim=True)) / temperature).exp()
+    weights = weights.where(weights >= min_p, 0.0)
+    ids = torch.arange(scores.shape[1], device=scores.device)[None]
+    return [int(token) for token in (race_times(keys, ids) / weights).argmin(dim=1).tolist()]
+
+
+def _among_first(logits: Tensor, wanted: Sequence[tuple[int, SampleRequest]]) -> list[int]:
+    scores, (temperature, top_k, top_p, min_p), keys = _columns(logits, wanted)
     values, ids = _descending(scores, min(LOOK, scores.shape[1]))
-    weights = ((values.double() - values[:, :1].double()) / temperature[:, None]).exp()
+    peak, look = values[:, :1].double(), values.shape[1]
+    weights = ((values.double() - peak) / temperature).exp()
     cumulative = weights.cumsum(1)
-    whole = ((scores.double() - values[:, :1].double()) / temperature[:, None]).exp().sum(1)
-    look = values.shape[1]
+    whole = ((scores.double() - peak) / temperature).exp().sum(1, keepdim=True)
     few = (top_k > 0) & (top_k <= look)
-    total = torch.where(few, cumulative.gather(1, (top_k.long().clamp(1, look) - 1)[:, None])[:, 0], whole)
+    total = torch.where(few, cumulative.gather(1, top_k.long().clamp(1, look) - 1), whole)
     keep = torch.where(few, top_k, float(look)).long()
-    by_p = ((cumulative - weights) < (top_p * total)[:, None]).sum(1)
+    by_p = ((cumulative - weights) < top_p * total).sum(1, keepdim=True)
     keep = torch.where(top_p < 1.0, torch.minimum(keep, by_p), keep)
-    by_least = (weights >= min_p[:, None]).sum(1)
+    by_least = (weights >= min_p).sum(1, keepdim=True)
     keep = torch.where(min_p > 0.0, torch.minimum(keep, by_least), keep).clamp(min=1)
-    open_ended = (top_p == 1.0) & (min_p == 0.0)
-    last = cumulative.gather(1, (keep - 1)[:, None])[:, 0]
-    mass = torch.where(open_ended, total, last)
-    at = torch.searchsorted(cumulative, (u * mass)[:, None], right=True)[:, 0]
-    token = ids.gather(1, torch.minimum(at, keep - 1)[:, None])[:, 0]
-    reach = cumulative[:, -1]
-    settled = torch.where(open_ended, reach > u * total, (reach >= top_p * total) | (weights[:, -1] < min_p))
-    settled |= few | (look == scores.shape[1])
-    settled &= (top_k == 0) | few
+    kept = torch.arange(look, device=scores.device)[None] < keep
+    race = torch.where(kept, race_times(keys, ids) / weights, _MOST)
+    token = ids.gather(1, race.argmin(dim=1, keepdim=True))
+    settled = few | (look == scores.shape[1])
+    settled |= (top_k == 0) & ((cumulative[:, -1:] >= top_p * total) | (weights[:, -1:] < min_p))
     if look < scores.shape[1]:  # tokens beyond may be equal to the last of these, and come before it by their ids
-        settled &= values.gather(1, torch.minimum(at, keep - 1)[:, None])[:, 0] > values[:, -1]
-    return [int(found) for found in torch.where(settled, token, -1).tolist()]
+        settled &= values.gather(1, keep - 1) > values[:, -1:]
+    return [int(found) for found in torch.where(settled, token, -1)[:, 0].tolist()]
 
 
 def _descending(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,13 @@
-"""From logits to a token: greedy, filters, penalties, inverse-CDF pick. Knows tensors, and no sessions or models.
+"""From logits to a token: greedy, filters, penalties, a race of the kept. Knows tensors, and no sessions or models.
 
 Order of operations, as in transformers: repetition, frequency and presence penalties, stop-id mask, grammar,
-temperature, top-k, top-p, min-p. The pick goes over the kept tokens sorted by (probability descending, id ascending),
-so that one draw gives one token. Log probabilities are of the raw logits.
+temperature, top-k, top-p, min-p. Then the kept tokens race: each has a time of its own, exponentially distributed and a
+function of (seed, log index, token id) alone, and the least of time / weight wins, with its share of the weights as
+probability (exponential races; the same as the Gumbel-max trick, Maddison, Tarlow & Minka, "A* sampling", 2014).
+
+A race and no inverse of the cumulative distribution, because a replica computes the same logits only up to rounding:
+there all slices behind a token move with its weight, and near-equal neighbours change places; in a race the winner
+changes only where two were about to tie (docs/adr/0025-races.md). Log probabilities are of the raw logits.
 """
 
 from __future__ import annotations
@@ -14,26 +19,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from paceline.engine.draw import uniform
+from paceline.engine.draw import key
 from paceline.engine.shard import Sampled, SampleRequest
 from paceline.wire.sampling import SamplingParams
 
 _FIRST_LOOK = 512
-"""Tokens sorted before all of them are: nearly every draw falls among them, and sorting a vocabulary costs 3 ms."""
+"""Tokens sorted before all of them are: nearly every top-p is among them, and sorting a vocabulary costs 3 ms."""
+
+_GOLDEN, _FIRST, _SECOND = (n - (1 << 64) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+_MASKS = {shift: (1 << (64 - shift)) - 1 for shift in (11, 27, 30, 31)}
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Tokens that may be drawn, most likely first, with their unnormalised cumulative weights (float64)."""
+    """Tokens that may be drawn, and their weights (float64, not normalised)."""
 
     ids: Tensor
-    cumulative: Tensor
-    mass: float
-
-    def pick(self, u: float) -> int:
-        """The token whose slice of the cumulative distribution holds `u` in ``[0, 1)``."""
-        at = int(torch.searchsorted(self.cumulative, u * self.mass, right=True))
-        return int(self.ids[min(at, len(self.ids) - 1)])
+    weights: Tensor
 
 
 def sample_rows(logits: Tensor, requests: Sequence[SampleRequest]) -> list[Sampled | None]:
@@ -68,27 +70,47 @@ def _one(row: Tensor, request: SampleRequest, best: int) -> Sampled | None:
 
 def draw(scores: Tensor, params: SamplingParams, index: int) -> int:
     """Draw log index `index` from `scores` ``[vocab]`` with temperature > 0."""
-    u = uniform(params.seed, index)
-    if not params.top_k:
-        kept = kept_tokens(scores, params, _FIRST_LOOK, u)
-        if kept is not None:
-            return kept.pick(u)
-    kept = kept_tokens(scores, params)
+    kept = kept_tokens(scores, params, _FIRST_LOOK) or kept_tokens(scores, params)
     assert kept is not None
-    return kept.pick(u)
+    return int(kept.ids[(race_times(key(params.seed, index), kept.ids) / kept.weights).argmin()])
 
 
-def kept_tokens(scores: Tensor, params: SamplingParams, look: int = 0, u: float = 0.0) -> Kept | None:
-    """The tokens that temperature and filters leave. With `look`, only that many are sorted, and the answer is None
-    where they do not settle the draw `u`."""
+def race_times(start: int | Tensor, ids: Tensor) -> Tensor:
+    """Exponentially distributed, float64, one for each of `ids` (int64), by the 64 bits of `start`.
+
+    Splitmix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014), its counter
+    being the id. Integers wrap, so the bits are the same on every device.
+    """
+    if isinstance(start, int):
+        start = start - (1 << 64) if start >> 63 else start
+    z = (ids + 1) * _GOLDEN + start
+    z = (z ^ _right(z, 30)) * _FIRST
+    z = (z ^ _right(z, 27)) * _SECOND
+    z = z ^ _right(z, 31)
+    return -((_right(z, 11).double() + 0.5) * 2.0**-53).log()
+
+
+def _right(z: Tensor, shift: int) -> Tensor:
+    """The shift of an unsigned number."""
+    return (z >> shift) & _MASKS[shift]
+
+
+def kept_tokens(scores: Tensor, params: SamplingParams, look: int = 0) -> Kept | None:
+    """The tokens that temperature and filters leave. Where they have to be sorted, only the first `look` are, if it is
+    not 0, and the answer is None where these do not settle who is kept.
+    """
     peak = scores.max().double()
+    if not params.top_k and params.top_p == 1.0:
+        weights = ((scores.double() - peak) / params.temperature).exp()
+        ids = torch.arange(len(scores), device=scores.device)
+        return Kept(ids, weights.where(weights >= params.min_p, 0.0) if params.min_p > 0.0 else weights)
     values, ids = _descending(scores, params.top_k or look or len(scores))
     weights = ((values.double() - peak) / params.temperature).exp()
     cumulative = weights.cumsum(0)
     total = float(cumulative[-1])
     if not params.top_k and len(ids) < len(scores):
         total = float(((scores.double() - peak) / params.temperature).exp().sum())
-        if not _settled(params, cumulative, weights, total, u):
+        if float(cumulative[-1]) < params.top_p * total and not float(weights[-1]) < params.min_p:
             return None
     keep = len(ids)
     if params.top_p < 1.0:
@@ -96,14 +118,7 @@ def kept_tokens(scores: Tensor, params: SamplingParams, look: int = 0, u: float 
     if params.min_p > 0.0:
         keep = min(keep, int((weights >= params.min_p).sum()))
     keep = max(keep, 1)
-    open_ended = params.top_p == 1.0 and params.min_p == 0.0
-    return Kept(ids[:keep], cumulative[:keep], total if open_ended else float(cumulative[keep - 1]))
-
-
-def _settled(params: SamplingParams, cumulative: Tensor, weights: Tensor, total: float, u: float) -> bool:
-    if params.top_p == 1.0 and params.min_p == 0.0:
-        return float(cumulative[-1]) > u * total
-    return float(cumulative[-1]) >= params.top_p * total or float(weights[-1]) < params.min_p
+    return Kept(ids[:keep], weights[:keep])
 
 
 def penalised(row: Tensor, request: SampleRequest) -> Tensor:
