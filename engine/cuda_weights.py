@@ -16,7 +16,7 @@ from torch import Tensor
 from paceline.engine import family
 from paceline.engine.blocks import read_tensors
 from paceline.engine.cuda_arch import Arch
-from paceline.engine.cuda_matrix import Matrix, coded
+from paceline.engine.cuda_matrix import Matrix, coded, coded_head
 from paceline.engine.shard import Weights
 from paceline.store.manifest import Block, Manifest
 from paceline.store.store import Store
@@ -65,7 +65,7 @@ class SpanWeights:
     def coded(self, form: Weights) -> SpanWeights:
         """The same with its matrices in a form of engine.cuda_matrix; the embedding stays."""
         layers = tuple(layer.coded(form) for layer in self.layers)
-        return replace(self, layers=layers, lm_head=None if self.lm_head is None else coded(self.lm_head, form))
+        return replace(self, layers=layers, lm_head=None if self.lm_head is None else coded_head(self.lm_head, form))
 
     @property
     def nbytes(self) -> int:
@@ -107,7 +107,7 @@ def load(
         sin,
         embed if span.start == 0 else None,
         head.get("norm.weight"),
-        None if lm_head is None else coded(lm_head, form),
+        None if lm_head is None else coded_head(lm_head, form),
     )
 
 

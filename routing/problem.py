@@ -171,7 +171,7 @@ def _levels(problem: Problem, heads: Ints, depth: int, into: list[Floats]) -> li
     levels = [_Level(held, value)]
     changes = {*problem.start.tolist(), *problem.end.tolist()}
     entry, per_layer = problem.entry[held], problem.per_layer[held]
-    hops = [whole[np.ix_(held, held)] for whole in into]
+    hops: list[Floats] = []
     settled = False
     for layer in range(1, problem.layers):
         before = levels[-1]

@@ -77,6 +77,10 @@ def test_a_shard_computes_with_what_its_codes_stand_for(form: Weights, tiny_stor
     weights = cuda_weights.load(
         store, manifest, arch, manifest.span, place, torch.float32, shards[0].shape.max_context, form
     )
+    assert isinstance(weights.lm_head, Coded)
+    assert weights.lm_head.least is None, "a head in 4 bits costs more than all layers"
+    assert isinstance(weights.layers[0].o, Coded)
+    assert (weights.layers[0].o.least is not None) == (form == "int4")
     numbers = replace(
         weights,
         layers=tuple(
